@@ -1,0 +1,1 @@
+"""What the tests share: builders, the checker, the control plane and the kubelet."""

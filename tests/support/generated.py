@@ -1,0 +1,143 @@
+"""
+The files that are made of others: `docs/configuration.md` and `manifests/install.yaml`.
+
+`python -m tests.support.generated` writes both; the tests compare them with what it would write.
+"""
+
+import shutil
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Final
+
+from pydantic import SecretStr
+from pydantic.fields import FieldInfo
+
+from tracker.settings import ALIASES, FLAG_ONLY, FLAGS, Settings, duration_text
+
+__all__ = ["COMMAND", "CONFIGURATION", "INSTALL", "ROOT", "configuration", "install", "render"]
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
+INSTALL: Final = ROOT / "manifests" / "install.yaml"
+
+COMMAND: Final = "python -m tests.support.generated"
+"""What brings the files into step again."""
+
+_HEAD: Final = f"""\
+<!-- Made of tracker/settings.py by `{COMMAND}`; changes here are lost. -->
+
+# Configuration
+
+Settings come from flags and environment variables. A flag beats a variable, and an empty variable
+counts as not set. Only `ORG` is required. Every mistake is told at once, one line each, and the
+program stops with exit code 2 before it connects to anything. Under
+`kopf run tracker/main.py` (development) a `.env` file is read as well; variables beat it.
+
+Durations are plain seconds (`90`, `0.5`) or numbers with a unit: `500ms`, `30s`, `90m`, `25h`,
+`1h30m`. Flags may be written with one dash or two, with a blank or `=` before the value.
+
+"""
+
+_INSTALL_HEAD: Final = f"""\
+# Made of manifests/base by `{COMMAND}`; changes here are lost.
+#
+# To install it without kustomize: set ORG (and LOGICAL_ENVIRONMENT, CLUSTER) in the ConfigMap and
+# the image in the Deployment, then
+#
+#   kubectl apply -f manifests/install.yaml
+#   kubectl -n deployment-tracker create secret generic deployment-tracker --from-file=token=FILE
+#
+# The pod waits until that Secret is there. After a later change of the ConfigMap:
+#
+#   kubectl -n deployment-tracker rollout restart deployment/deployment-tracker
+"""
+
+
+def configuration() -> str:
+    """Return the text of docs/configuration.md."""
+    sections = [_section(name, field) for name, field in Settings.model_fields.items()]
+    return _HEAD + "\n".join([_table(), *sections])
+
+
+def _table() -> str:
+    lines = ["| Variable | Flag | Default |", "|---|---|---|"]
+    lines += [
+        f"| {_variable(name)} | {_flag(name)} | {_default(field)} |"
+        for name, field in Settings.model_fields.items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _section(name: str, field: FieldInfo) -> str:
+    title = f"-{name}" if name in FLAG_ONLY else name.upper()
+    lines = [f"## {title}\n", f"{field.description}\n"]
+    facts = ["Required." if field.is_required() else f"Default: {_default(field)}."]
+    bounds = [_bound(field, which) for which in ("ge", "le")]
+    if all(bounds):
+        facts.append(f"From {bounds[0]} to {bounds[1]}.")
+    if name in FLAGS and name not in FLAG_ONLY:
+        facts.append(f"Flag: {_flag(name)}.")
+    facts += [f"Also read from `{alias}`." for alias, real in ALIASES.items() if real == title]
+    examples = " or ".join(f"`{example}`" for example in field.examples or [])
+    facts.append(f"Example: {examples}.")
+    return "\n".join([*lines, " ".join(facts) + "\n"])
+
+
+def _variable(name: str) -> str:
+    return "" if name in FLAG_ONLY else f"`{name.upper()}`"
+
+
+def _flag(name: str) -> str:
+    return f"`-{name.replace('_', '-')}`" if name in FLAGS else ""
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(required)"
+    default: object = field.default
+    if isinstance(default, timedelta):
+        return f"`{duration_text(default)}`"
+    if default is None or default == () or default == SecretStr(""):
+        default = ""
+    return f"`{default}`" if default != "" else "(empty)"
+
+
+def _bound(field: FieldInfo, which: str) -> str:
+    for part in field.metadata:
+        if (bound := getattr(part, which, None)) is not None:
+            return duration_text(bound) if isinstance(bound, timedelta) else str(bound)
+    return ""
+
+
+def render(kustomization: Path) -> str | None:
+    """Return what kustomize makes of a folder, or None when there is no kubectl to ask."""
+    kubectl = shutil.which("kubectl")
+    if kubectl is None:
+        return None
+    done = subprocess.run(
+        [kubectl, "kustomize", str(kustomization)], check=True, capture_output=True, text=True
+    )
+    return done.stdout
+
+
+def install() -> str | None:
+    """Return the text of manifests/install.yaml, or None without kubectl."""
+    rendered = render(ROOT / "manifests" / "base")
+    return None if rendered is None else _INSTALL_HEAD + rendered
+
+
+def main() -> int:
+    """Write both files; without kubectl the manifest stays as it is, and that is an error."""
+    CONFIGURATION.write_text(configuration(), encoding="utf-8")
+    text = install()
+    if text is None:
+        sys.stderr.write("kubectl is not on PATH: manifests/install.yaml was left as it is\n")
+        return 1
+    INSTALL.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

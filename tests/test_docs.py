@@ -1,0 +1,72 @@
+"""The documents agree with the code they tell of."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.generated import COMMAND, CONFIGURATION, ROOT, configuration
+from tests.support.hygiene import findings
+from tracker import __version__
+from tracker.settings import FLAG_ONLY, Settings
+
+
+def test_the_settings_page_is_in_step() -> None:
+    assert CONFIGURATION.read_text(encoding="utf-8") == configuration(), f"run: {COMMAND}"
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_settings_page_names_every_setting_with_its_description(name: str) -> None:
+    field = Settings.model_fields[name]
+    title = f"-{name}" if name in FLAG_ONLY else name.upper()
+    assert f"## {title}\n\n{field.description}\n" in configuration()
+
+
+def test_the_changelog_has_an_unreleased_section_on_top() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^## (.*)$", text, flags=re.MULTILINE)
+    assert sections[0] == "[Unreleased]"
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{__version__}"\n' in project
+    base = (ROOT / "manifests" / "base" / "kustomization.yaml").read_text(encoding="utf-8")
+    assert f"newTag: {__version__}\n" in base
+    for path in (ROOT / "manifests").rglob("kustomization.yaml"):
+        told = re.findall(r"app.kubernetes.io/version: (.*)", path.read_text(encoding="utf-8"))
+        assert set(told) <= {__version__}, path
+
+
+def test_every_file_is_sound() -> None:
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip("not a git checkout")
+    paths = [ROOT / name for name in done.stdout.split("\0") if name]
+    found = [line for path in paths if path.is_file() for line in findings(path)]
+    assert not found
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.py", b"x = 1\n", ""),
+        ("empty.py", b"", ""),
+        ("a.yaml", b"a: 1\n---\nb: 2\n", ""),
+        ("a.yaml", b"a: [1\n", "a.yaml: while parsing"),
+        ("a.toml", b"a = \n", "a.toml: Invalid value"),
+        ("a.txt", b"a", "does not end in"),
+        ("a.txt", b"a\n\n", "does not end in"),
+        ("a.txt", b"a\r\n", "carriage returns"),
+        ("a.txt", b"<<<<<<< HEAD\n", "merge conflict"),
+        ("a.bin", b"\0" * (512 * 1024 + 1), "larger than"),
+        ("a.pem", b"-----BEGIN RSA " + b"PRIVATE KEY-----\nMIIEowIBAAKCAQEA0\n", "private key"),
+    ],
+)
+def test_an_unsound_file_is_found(tmp_path: Path, name: str, content: bytes, expected: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    found = list(findings(tmp_path / name))
+    assert len(found) == (1 if expected else 0)
+    assert expected in "".join(found)

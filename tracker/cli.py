@@ -1,0 +1,108 @@
+"""
+The command line: `deployment-tracker`, or `python -m tracker`.
+
+`run` is the default command, so that the flags of the Go tracker work as they did. Modules that
+are heavy to import are imported by the command that needs them.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from tracker import __version__
+
+__all__ = ["main"]
+
+EXIT_FAILURE = 1
+EXIT_CONFIGURATION = 2
+_DEFAULT = "run"
+
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_HELP)
+@click.version_option(__version__, "--version", prog_name="deployment-tracker")
+def _cli() -> None:
+    """
+    Keep GitHub's deployment records true.
+
+    What runs in a Kubernetes cluster is recorded as deployed, what is gone as decommissioned.
+    Without a command: run.
+    """
+
+
+@_cli.command(context_settings=_HELP)
+@click.option("--kubeconfig", metavar="PATH", help="Path to a kubeconfig file.")
+@click.option("--namespace", metavar="NAME", help="Namespace to watch (empty: all).")
+@click.option(
+    "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
+)
+@click.option("--workers", metavar="N", help="How many workers post, 1 to 100 (2).")
+def run(**flags: str | None) -> None:
+    """
+    Watch pods and post records until stopped.
+
+    The other settings are environment variables: ORG is required, API_TOKEN is the token.
+    Flags may have one dash or two.
+    """
+    from tracker import logs
+    from tracker.errors import CredentialsError
+    from tracker.settings import SettingsError, load
+
+    try:
+        settings = load(flags, os.environ)
+    except SettingsError as error:
+        _refuse(error.mistakes)
+    logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
+    from tracker.main import run as run_tracker
+
+    try:
+        sys.exit(run_tracker(settings))
+    except CredentialsError as error:
+        _refuse([str(error)])
+
+
+@_cli.command(context_settings=_HELP)
+@click.option(
+    "--pods",
+    type=click.IntRange(1, 5000),
+    default=20,
+    show_default=True,
+    help="How many pods start at first, over 8 workloads.",
+)
+@click.option("--keep", is_flag=True, help="Leave the servers up and print their addresses.")
+@click.option("--seed", type=int, default=1, show_default=True, help="What chance starts from.")
+def demo(pods: int, *, keep: bool, seed: int) -> None:
+    """Run the whole job against a simulated cluster and GitHub on this machine."""
+    from tracker.sandbox.story import tell
+
+    sys.exit(tell(pods=pods, keep=keep, seed=seed))
+
+
+@_cli.command(context_settings=_HELP)
+def version() -> None:
+    """Print the version."""
+    click.echo(f"deployment-tracker {__version__}")
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command that the arguments name, `run` when they name none; exit."""
+    from tracker.settings import normalise
+
+    arguments = normalise(sys.argv[1:] if argv is None else argv)
+    if not arguments or (
+        arguments[0].startswith("-") and arguments[0] not in {"-h", "--help", "--version"}
+    ):
+        arguments = [_DEFAULT, *arguments]
+    _cli.main(args=arguments, prog_name="deployment-tracker")
+    sys.exit(EXIT_FAILURE)  # never reached: click exits
+
+
+def _refuse(mistakes: Sequence[str]) -> NoReturn:
+    """Tell what can't be used, one line each, and exit."""
+    for mistake in mistakes:
+        click.echo(f"deployment-tracker: {mistake}", err=True)
+    sys.exit(EXIT_CONFIGURATION)

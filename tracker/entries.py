@@ -1,0 +1,301 @@
+"""
+What the ledger knows of one deployment name, and what follows from it.
+
+An entry holds two records: the one that GitHub *acknowledged* and the one that was last *sent*
+and is not acknowledged. Everything that delivery does to a name is one of three steps, each a
+function of values: `next_step` says what to do now, `intend` writes down what is about to leave,
+`conclude` writes down what came of it. The rule behind all three is
+
+    post = what should stand - what GitHub acknowledged
+
+and the care is for sends whose outcome is not known. Such a send is *open*: it may have landed,
+and it may land late, after a newer one. So a state that follows an open one of the same name is
+posted once more, two minutes after it was acknowledged.
+
+Times are seconds of whatever clock the caller uses, as long as it is the same one everywhere.
+"""
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import assert_never
+
+from tracker.answers import (
+    Acknowledged,
+    Answer,
+    Failed,
+    Limited,
+    NotFound,
+    Rejected,
+    Unauthorized,
+    Unconfirmed,
+)
+from tracker.backoff import delay_after
+from tracker.inventory import Absent, Deployed, Held, Judgement
+from tracker.records import Record, Status
+from tracker.workloads import Workload
+
+__all__ = [
+    "Confirm",
+    "Entry",
+    "Forget",
+    "Nothing",
+    "Send",
+    "State",
+    "Step",
+    "Wait",
+    "conclude",
+    "intend",
+    "next_step",
+]
+
+SETTLE_SECONDS = 120.0
+"""How long after its acknowledgement a state is posted again that followed an open one."""
+NOT_FOUND_SECONDS = 300.0
+"""The first wait after GitHub did not know a digest: attestations often come minutes later."""
+NOT_FOUND_CAP_SECONDS = 6 * 3600.0
+UNCONFIRMED_SECONDS = 3600.0
+"""How long a record parks that GitHub took twice without saying that it holds it."""
+
+
+class State(StrEnum):
+    """What is known of the record that was last sent."""
+
+    CLEAN = "clean"
+    """Nothing is under way: it was acknowledged, or surely had no effect."""
+    SENDING = "sending"
+    OPEN = "open"
+    NOT_FOUND = "not_found"
+    PARKED = "parked"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """
+    One name's row.
+
+    `sent` is the record last sent, as long as it is not acknowledged. `attempts` counts the
+    sends of `sent` in a row. `not_before` is when it may be sent again. `reason` is why it was
+    not acknowledged. `unsettled` is what an earlier send carried that is still open; `settle_at`
+    is when the acknowledged record is posted again because an open one may have come after it.
+    """
+
+    deployment_name: str
+    workload: Workload
+    container: str
+    acknowledged: Record | None = None
+    sent: Record | None = None
+    state: State = State.CLEAN
+    reason: str = ""
+    attempts: int = 0
+    not_before: float | None = None
+    unsettled: Record | None = None
+    settle_at: float | None = None
+
+    @property
+    def in_doubt(self) -> Record | None:
+        """Return what may have landed, or may yet land, without our knowing."""
+        return self.sent if self.state in {State.SENDING, State.OPEN} else self.unsettled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Send:
+    """Post this record now; `workload` and `container` say whose it is."""
+
+    record: Record
+    workload: Workload
+    container: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wait:
+    """Look again at this time, or when something changes."""
+
+    until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Confirm:
+    """
+    A decommission is due as far as the pods that were seen tell: have its absence confirmed.
+
+    `workload` is the one whose record it is. `absent` says that no pod holds the name at all;
+    otherwise pods hold it that can't be recorded, and the acknowledged digest runs nowhere.
+    """
+
+    workload: Workload
+    absent: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forget:
+    """GitHub never heard of the name and no pod holds it: the entry can go."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nothing:
+    """GitHub holds what should stand."""
+
+
+Step = Send | Wait | Confirm | Forget | Nothing
+
+
+def next_step(
+    judgement: Judgement, entry: Entry | None, *, absence_confirmed: bool, now: float
+) -> Step:
+    """
+    Return what to do about a name, given what should stand and what GitHub acknowledged.
+
+    `absence_confirmed` says that a consistent list, newer than the name's last pod event, showed
+    that nothing runs which is not known here.
+    """
+    match judgement:
+        case Deployed():
+            return _step_deployed(judgement, entry, now, confirmed=absence_confirmed)
+        case Held():
+            if judgement.displaced and entry is not None and _stands(entry):
+                return _step_gone(entry, now, confirmed=absence_confirmed, absent=False)
+            return Nothing() if entry is None else _settle(entry, now)
+        case Absent():
+            if entry is None:
+                return Nothing()
+            return _step_gone(entry, now, confirmed=absence_confirmed, absent=True)
+    assert_never(judgement)
+
+
+def intend(entry: Entry | None, send: Send) -> Entry:
+    """Return the entry to be written before the record's bytes leave."""
+    record = send.record
+    if entry is None:
+        entry = Entry(
+            deployment_name=record.deployment_name, workload=send.workload, container=send.container
+        )
+    again = entry.sent == record
+    return replace(
+        entry,
+        workload=send.workload,
+        container=send.container,
+        sent=record,
+        state=State.SENDING,
+        reason=entry.reason if again else "",
+        attempts=entry.attempts + 1 if again else 1,
+        not_before=None,
+        unsettled=entry.unsettled if again and entry.unsettled else entry.in_doubt,
+    )
+
+
+def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entry:
+    """
+    Return the entry after an answer to the send of `entry.sent`, which must be set.
+
+    `chance` is a random number in [0, 1) for the jitter of what is asked again.
+    """
+    match answer:
+        case Acknowledged():
+            return replace(
+                entry,
+                acknowledged=entry.sent,
+                sent=None,
+                state=State.CLEAN,
+                reason="",
+                attempts=0,
+                not_before=None,
+                unsettled=None,
+                settle_at=_settle_at(entry, now),
+            )
+        case NotFound():
+            state, until = State.NOT_FOUND, now + _not_found_delay(entry.attempts, chance)
+            nothing_held = entry.acknowledged is None
+            if nothing_held and entry.sent and entry.sent.status is Status.DECOMMISSIONED:
+                # GitHub never held it: there is nothing to take back.
+                return replace(entry, sent=None, state=State.CLEAN, not_before=None, unsettled=None)
+        case Rejected():
+            state, until = State.PARKED, now + answer.retry_seconds
+        case Unconfirmed():
+            # Once more at once; a server that says it again will not say otherwise by being asked.
+            first = entry.attempts <= 1
+            state = State.OPEN if first else State.PARKED
+            until = now if first else now + UNCONFIRMED_SECONDS
+        case Unauthorized() | Limited():
+            state, until = State.CLEAN, now
+        case Failed():
+            state = State.OPEN if answer.landed else State.CLEAN
+            until = now + delay_after(entry.attempts, chance)
+        case _:
+            assert_never(answer)
+    return replace(entry, state=state, reason=answer.reason, not_before=until)
+
+
+def _step_deployed(
+    judgement: Deployed, entry: Entry | None, now: float, *, confirmed: bool
+) -> Step:
+    send = Send(record=judgement.record, workload=judgement.workload, container=judgement.container)
+    if entry is None:
+        return send
+    if entry.acknowledged == judgement.record and entry.in_doubt is None:
+        return _settle(entry, now)
+    refused = (
+        entry.sent == judgement.record
+        and entry.state in {State.NOT_FOUND, State.PARKED}
+        and entry.not_before is not None
+    )
+    if refused and judgement.displaced and _stands(entry):
+        # The new image can't be recorded and the old one runs nowhere: at least say that.
+        return _step_gone(entry, now, confirmed=confirmed, absent=False)
+    return _unless_waiting(entry, send, now)
+
+
+def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> Step:
+    """Return the way to a decommission of what GitHub holds, or may hold, under the name."""
+    held = entry.acknowledged or entry.in_doubt
+    if held is None:
+        return Forget()
+    record = held.decommissioned()
+    if entry.acknowledged == record and entry.in_doubt is None:
+        return _settle(entry, now)
+    if not confirmed:
+        return Confirm(workload=entry.workload, absent=absent)
+    send = Send(record=record, workload=entry.workload, container=entry.container)
+    return _unless_waiting(entry, send, now)
+
+
+def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
+    """
+    Return the send, or the wait that its last failure asked for.
+
+    A record that GitHub refused waits for itself alone: another record of the name goes at once.
+    A failure of the way there keeps the name waiting, whatever is to be sent.
+    """
+    refused = entry.state in {State.NOT_FOUND, State.PARKED}
+    if entry.not_before is None or now >= entry.not_before:
+        return send
+    if refused and entry.sent != send.record:
+        return send
+    return Wait(until=entry.not_before)
+
+
+def _settle(entry: Entry, now: float) -> Step:
+    """Return the second post of an acknowledged record that an open one may have overwritten."""
+    if entry.settle_at is None or entry.acknowledged is None:
+        return Nothing()
+    if now < entry.settle_at:
+        return Wait(until=entry.settle_at)
+    send = Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
+    return _unless_waiting(entry, send, now)
+
+
+def _settle_at(entry: Entry, now: float) -> float | None:
+    """Return when the record just acknowledged is to be posted again, or None."""
+    if entry.unsettled not in {None, entry.sent}:
+        return now + SETTLE_SECONDS
+    # An older open send may be under way still, unless this was the post that settles it.
+    return entry.settle_at if entry.settle_at is not None and now < entry.settle_at else None
+
+
+def _stands(entry: Entry) -> bool:
+    return entry.acknowledged is not None and entry.acknowledged.status is Status.DEPLOYED
+
+
+def _not_found_delay(attempts: int, chance: float) -> float:
+    """Return 5 min, doubled with each attempt up to 6 h, with a tenth of jitter on top."""
+    doubled = NOT_FOUND_SECONDS * 2.0 ** min(max(attempts - 1, 0), 10)
+    return min(doubled, NOT_FOUND_CAP_SECONDS) * (1 + chance / 10)

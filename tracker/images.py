@@ -1,0 +1,182 @@
+"""
+Which image a container runs: from three texts of the API server to name, version and digest.
+
+A pod carries three texts per container: what its author asked for (`spec…image`), what the
+runtime says it resolved that to (`status…image`) and what the runtime runs (`status…imageID`).
+Only the last can tell the digest, and runtimes write it in several shapes; most of those name a
+*config*, not a manifest, and a record with a wrong digest is worse than no record. Name and
+version come from the first text, but only while the second agrees that they are of the same
+moment as the digest: after an in-place change the new tag stands in the spec for a while next
+to the old digest.
+
+Everything here is text that the author of a pod can choose. What does not match the grammar of
+an image reference is not used.
+"""
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NewType
+
+__all__ = [
+    "Digest",
+    "Image",
+    "Reference",
+    "SkipReason",
+    "parse_image_id",
+    "parse_reference",
+    "resolve_image",
+]
+
+Digest = NewType("Digest", str)
+"""`sha256:` and 64 lower-case hex digits, naming a manifest."""
+
+MAX_NAME = 256
+"""Characters GitHub takes for an artifact's name."""
+MAX_VERSION = 100
+"""Characters GitHub takes for a version; a longer tag is left out."""
+MAX_TEXT = 1024
+"""Characters of an image text that are looked at: the longest valid reference is shorter."""
+
+# https://github.com/distribution/reference: domain[:port]/path[:tag][@digest], path in lower case.
+_DIGEST = r"sha256:[0-9a-f]{64}"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9.-]*[A-Za-z0-9])?|\[[0-9A-Fa-f:]+\]"
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?P<repository>(?:(?:{_HOST})(?::[0-9]{{1,5}})?/)?{_COMPONENT}(?:/{_COMPONENT})*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}))?"
+    rf"(?:@(?P<digest>{_DIGEST}))?"
+)
+_PULLABLE = "docker-pullable://"
+_CONFIG_ID = re.compile(r"(?:[a-z0-9-]+://)?(?:sha256:)?[0-9a-f]{64}")
+
+
+class SkipReason(StrEnum):
+    """Why a pod or a container is not recorded. A closed set: metrics and listings are by these."""
+
+    BARE = "bare-pod"
+    STATIC = "static-pod"
+    IGNORED = "ignored"
+    NAMESPACE = "excluded-namespace"
+    MALFORMED = "malformed"
+    NO_DIGEST = "no-manifest-digest"
+    IMAGE_NAME = "image-name-too-long"
+    DEPLOYMENT_NAME = "deployment-name-too-long"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """An image reference in parts; `tag` and `digest` are None where the text has none."""
+
+    repository: str
+    tag: str | None
+    digest: Digest | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """What GitHub is told of an image: a name of 1-256 characters, a tag of 1-100 or None."""
+
+    name: str
+    version: str | None
+    digest: Digest
+
+
+def parse_reference(text: str) -> Reference | None:
+    """Return the parts of an image reference, or None when the text is not one."""
+    if len(text) > MAX_TEXT:
+        return None
+    match = _REFERENCE.fullmatch(text)
+    if match is None:
+        return None
+    digest = match["digest"]
+    return Reference(
+        repository=match["repository"],
+        tag=match["tag"],
+        digest=Digest(digest) if digest else None,
+    )
+
+
+def parse_image_id(image_id: str) -> Reference | None:
+    """
+    Return what a container status's `imageID` names, or None if it names no manifest.
+
+    Only `repository@sha256:<64 lower-case hex>` (with or without `docker-pullable://`) does. A
+    bare `sha256:`, `docker://sha256:` or plain hex is a config id (or, in CRI-O, an id of its
+    own): None. The returned reference always has a digest.
+    """
+    reference = parse_reference(image_id.removeprefix(_PULLABLE))
+    return reference if reference is not None and reference.digest is not None else None
+
+
+def resolve_image(spec_image: str, status_image: str, image_id: str) -> Image | SkipReason | None:
+    """
+    Return the image a container runs, why it can't be recorded, or None if it is not known yet.
+
+    An empty `imageID` means that nothing was started yet: the container is to be looked at
+    again, not skipped.
+    """
+    if not image_id:
+        return None
+    spec = parse_reference(spec_image)
+    running = parse_image_id(image_id)
+    status = parse_reference(status_image)
+    agrees = spec is not None and _same_moment(spec, status, running)
+    if running is None:
+        # A digest written into the spec names the manifest that the runtime's id does not.
+        if not agrees or spec is None or spec.digest is None:
+            return SkipReason.NO_DIGEST
+        running = spec
+    name, tag = running.repository, None
+    if agrees and spec is not None:
+        name, tag = spec.repository, spec.tag
+    if len(name) > MAX_NAME:
+        return SkipReason.IMAGE_NAME
+    version = tag if tag is not None and len(tag) <= MAX_VERSION else None
+    assert running.digest is not None  # noqa: S101 - parse_image_id and the branch above hold it
+    return Image(name=name, version=version, digest=running.digest)
+
+
+def _same_moment(spec: Reference, status: Reference | None, running: Reference | None) -> bool:
+    """
+    Tell whether the spec's image and the running one are of the same moment.
+
+    They are when the status names the spec's repository and tag, or names none (empty, or a
+    config id: runtimes write that for images pulled by digest). A digest in the spec settles it
+    alone: it either is the running one or is not.
+    """
+    named = status is not None and not _CONFIG_ID.fullmatch(_text(status))
+    if spec.digest is not None and running is not None:
+        if spec.digest == running.digest:
+            return True
+        # An index and its platform's manifest differ, as do old and new: only a status that
+        # names the spec's very tag tells the first from the second.
+        if not named or spec.tag is None:
+            return False
+    if status is None or not named:
+        return True
+    if None not in (status.digest, spec.digest) and status.digest != spec.digest:
+        return False
+    return _familiar(status) == _familiar(spec)
+
+
+def _text(reference: Reference) -> str:
+    tag = "" if reference.tag is None else f":{reference.tag}"
+    return reference.repository + tag
+
+
+def _familiar(reference: Reference) -> tuple[str, str | None]:
+    """Return repository and tag as every runtime would write them, for comparing only."""
+    first, slash, rest = reference.repository.partition("/")
+    if not slash or not ("." in first or ":" in first or first == "localhost" or first[0] == "["):
+        domain, path = "docker.io", reference.repository
+    else:
+        domain, path = first, rest
+    if domain == "index.docker.io":
+        domain = "docker.io"
+    if domain == "docker.io" and "/" not in path:
+        path = f"library/{path}"
+    tag = reference.tag
+    if tag is None and reference.digest is None:
+        tag = "latest"
+    return f"{domain}/{path}", tag

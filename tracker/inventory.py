@@ -1,0 +1,212 @@
+"""
+What should stand at GitHub: the pods that were seen, by the deployment names they declare.
+
+The inventory is fed with pods (from events and lists, in any order, any number of times) and
+asked about names. It never remembers how it came to know something: what it says of a name
+follows from the pods it holds now, so that repeated, late and coalesced events end in the same
+answer. Its memory is bounded by the pods that live.
+
+It knows nothing of what GitHub holds but what it is told with a question: the record that GitHub
+acknowledged last decides whether a digest that can't be replaced still runs.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+
+from tracker.images import Digest, Image, SkipReason
+from tracker.pods import Container, Pod, Skipped
+from tracker.records import Record, render
+from tracker.workloads import Workload
+
+__all__ = ["Absent", "Deployed", "Held", "Inventory", "Judgement"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployed:
+    """
+    This record should stand. `displaced`: no pod runs the digest that was acknowledged any more.
+
+    `workload` and `container` say whose record it is.
+    """
+
+    record: Record
+    workload: Workload
+    container: str
+    displaced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Held:
+    """
+    Pods declare the name, but none says what to record: what is acknowledged stands.
+
+    Unless `displaced`: then something else runs, which can't be recorded, and the acknowledged
+    digest runs nowhere.
+    """
+
+    displaced: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Absent:
+    """No pod holds the name."""
+
+
+Judgement = Deployed | Held | Absent
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    """A pod that declares a name, with the container that wins it within the pod."""
+
+    pod: Pod
+    container: Container
+
+
+class Inventory:
+    """
+    The pods that were seen and what follows from them.
+
+    `template` is a deployment name template that `tracker.records.check_template` found good.
+    """
+
+    def __init__(self, *, template: str) -> None:
+        self._template = template
+        self._pods: dict[str, Pod | Skipped] = {}
+        self._claims: dict[str, dict[str, _Claim]] = {}
+        self._names: dict[str, tuple[str, ...]] = {}
+        self._too_long: Counter[str] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._pods)
+
+    def __contains__(self, uid: str) -> bool:
+        """Tell whether the pod of this uid was seen and has not gone, recorded or skipped."""
+        return uid in self._pods
+
+    def observe(self, pod: Pod | Skipped) -> frozenset[str]:
+        """Take note of what a pod is now; return the deployment names this may change."""
+        known = self._pods.get(pod.uid)
+        if known == pod:
+            return frozenset()
+        before = self._withdraw(pod.uid)
+        self._pods[pod.uid] = pod
+        return before | self._declare(pod) if isinstance(pod, Pod) else before
+
+    def remove(self, uid: str) -> frozenset[str]:
+        """Take note that a pod is gone; return the deployment names this may change."""
+        names = self._withdraw(uid)
+        self._pods.pop(uid, None)
+        return names
+
+    def names(self) -> Collection[str]:
+        """Return the deployment names that pods declare."""
+        return self._claims.keys()
+
+    def judge(self, name: str, acknowledged: Record | None) -> Judgement:
+        """Say what should stand under a name, given what GitHub acknowledged for it last."""
+        claims = self._claims.get(name, {}).values()
+        if not any(claim.pod.holds for claim in claims):
+            return Absent()
+        displaced = acknowledged is not None and not any(
+            claim.pod.holds and _runs(claim.container, acknowledged.digest) for claim in claims
+        )
+        newest = _newest(claims)
+        if newest is None:
+            # Nothing is known to run under the name: pods wait to start, or their node is lost.
+            return Held(displaced=False)
+        image = newest.container.image
+        if not isinstance(image, Image):
+            return Held(displaced=displaced)
+        return Deployed(
+            record=Record.deployed(name, image),
+            workload=newest.pod.workload,
+            container=newest.container.name,
+            displaced=displaced,
+        )
+
+    def living(self) -> frozenset[Workload]:
+        """Return the workloads with a pod that may run now or later, whatever it declares."""
+        return frozenset(
+            pod.workload for pod in self._pods.values() if isinstance(pod, Pod) and pod.unfinished
+        )
+
+    def skipped(self) -> Mapping[SkipReason, int]:
+        """Return how many pods, and containers of other pods, are not recorded now, by reason."""
+        counts: Counter[SkipReason] = Counter()
+        for pod in self._pods.values():
+            if isinstance(pod, Skipped):
+                counts[pod.reason] += 1
+            else:
+                counts.update(
+                    container.image
+                    for container in pod.containers
+                    if isinstance(container.image, SkipReason)
+                )
+        if too_long := self._too_long.total():
+            counts[SkipReason.DEPLOYMENT_NAME] = too_long
+        return counts
+
+    def shared(self) -> Mapping[str, frozenset[Workload]]:
+        """Return the names that more than one workload declares: the newest pod's record stands."""
+        found = {}
+        for name, claims in self._claims.items():
+            workloads = frozenset(claim.pod.workload for claim in claims.values())
+            if len(workloads) > 1:
+                found[name] = workloads
+        return found
+
+    def _declare(self, pod: Pod) -> frozenset[str]:
+        names: list[str] = []
+        for container in pod.containers:
+            name = render(
+                self._template,
+                namespace=pod.namespace,
+                workload=pod.workload.name,
+                container=container.name,
+            )
+            if name is None:
+                self._too_long[pod.uid] += 1
+            elif name not in names:  # containers of one pod share it: the first one wins
+                names.append(name)
+                self._claims.setdefault(name, {})[pod.uid] = _Claim(pod, container)
+        self._names[pod.uid] = tuple(names)
+        return frozenset(names)
+
+    def _withdraw(self, uid: str) -> frozenset[str]:
+        names = self._names.pop(uid, ())
+        self._too_long.pop(uid, None)
+        for name in names:
+            claims = self._claims[name]
+            del claims[uid]
+            if not claims:
+                del self._claims[name]
+        return frozenset(names)
+
+
+def _newest(claims: Iterable[_Claim]) -> _Claim | None:
+    """
+    Return the claim that says what stands, or None when none can.
+
+    That is the newest pod that runs, else the newest that is on its way out. A finished pod of a
+    Job counts as running: a short one is never seen otherwise. A container that was not started
+    yet (no imageID) says nothing.
+    """
+    staying = leaving = None
+    for claim in claims:
+        pod = claim.pod
+        if claim.container.image is None:
+            continue
+        if pod.terminating:
+            if leaving is None or pod.age_rank > leaving.pod.age_rank:
+                leaving = claim
+        elif (pod.phase == "Running" or (pod.workload.is_job and not pod.unfinished)) and (
+            staying is None or pod.age_rank > staying.pod.age_rank
+        ):
+            staying = claim
+    return staying or leaving
+
+
+def _runs(container: Container, digest: Digest) -> bool:
+    return isinstance(container.image, Image) and container.image.digest == digest

@@ -1,0 +1,140 @@
+"""
+What the program says: records on stdout, diagnostics on stderr.
+
+stdout carries one line per acknowledged record and one per new reason of failure, in a format
+that is an interface (people grep it and parse it). stderr carries everything else, through
+structlog, the logs of libraries included. Much of what is told was chosen by the author of a pod
+or by a server, so whatever is not printable is escaped: a value can't forge a line.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import TextIO
+
+import structlog
+
+from tracker.answers import clean_text
+from tracker.records import Record, Status
+
+__all__ = ["Lines", "configure"]
+
+MAX_ERROR = 512
+"""Characters of a failure's reason in a line."""
+_ACTIONS = {Status.DEPLOYED: "CREATED", Status.DECOMMISSIONED: "DELETED"}
+
+
+class Lines:
+    """
+    The lines on stdout.
+
+    `now()` returns the time as an aware datetime. With `as_json` each line is a JSON object of
+    the same facts.
+    """
+
+    def __init__(self, *, stream: TextIO, now: Callable[[], datetime], as_json: bool) -> None:
+        self._stream = stream
+        self._now = now
+        self._as_json = as_json
+
+    def acknowledged(self, record: Record) -> None:
+        """Tell that GitHub acknowledged a record."""
+        facts = {
+            "name": record.name,
+            "deployment_name": record.deployment_name,
+            "digest": record.digest,
+            "status": record.status.value,
+        }
+        self._write("OK", record, facts)
+
+    def failed(self, record: Record, reason: str) -> None:
+        """Tell that a record failed, once for each reason."""
+        facts = {
+            "name": record.name,
+            "deployment_name": record.deployment_name,
+            "error": clean_text(reason, MAX_ERROR),
+        }
+        self._write("FAILED", record, facts)
+
+    def _write(self, outcome: str, record: Record, facts: dict[str, str]) -> None:
+        time = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        action = _ACTIONS[record.status]
+        if self._as_json:
+            line = json.dumps({"time": time, "outcome": outcome, "action": action, **facts})
+        else:
+            # The error is the last and runs to the line's end; the others are one word each.
+            words = [
+                f"{key}={value if key == 'error' else _word(value)}" for key, value in facts.items()
+            ]
+            line = f"[{time}] {outcome} {action} {' '.join(words)}"
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def configure(
+    *, level: str, as_json: bool, libraries: bool = True, stream: TextIO | None = None
+) -> None:
+    """
+    Set up diagnostics: structlog's and, with `libraries`, the standard library's, on stderr.
+
+    `level` is a level's name in lower case. But for `debug`, Kopf is heard from WARNING on: it
+    tells each handler's success, which is what stdout is for.
+    """
+    stream = sys.stderr if stream is None else stream
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _printable,
+    ]
+    renderer: structlog.typing.Processor
+    if as_json:
+        shared.append(structlog.processors.format_exc_info)
+        renderer = structlog.processors.JSONRenderer()
+    else:
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=stream.isatty(),
+            pad_event_to=0,
+            exception_formatter=structlog.dev.plain_traceback,
+        )
+    threshold = logging.getLevelNamesMapping()[level.upper()]
+    structlog.configure(
+        processors=[*shared, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(threshold),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    if not libraries:
+        return
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(threshold)
+    for name in ("kopf", "aiohttp", "asyncio"):
+        floor = logging.DEBUG if threshold <= logging.DEBUG else logging.WARNING
+        logging.getLogger(name).setLevel(max(threshold, floor))
+
+
+def _word(value: str) -> str:
+    """Return a value as one word: as it is, or as a JSON string where that is not one."""
+    if value.isprintable() and not set(value) & set(" \"'\\") and value:
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())
+
+
+def _printable(
+    _logger: object, _method: str, event: MutableMapping[str, object]
+) -> MutableMapping[str, object]:
+    """Escape what is not printable in the text of an event."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = value.encode("unicode_escape").decode("ascii")
+    return event

@@ -1,0 +1,179 @@
+"""
+What is kept of one pod: from the API server's JSON to a small frozen value.
+
+`read_pod` never raises and never guesses: whatever JSON arrives becomes a `Pod` with its
+workload and containers, or a `Skipped` with a reason from a closed set. Both carry the uid, since
+a pod that is skipped has been *seen* all the same. Two `Pod`s that are equal call for the same
+records, so an event that changes nothing of this costs nothing further.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+
+from tracker.annotations import is_ignored
+from tracker.images import Image, SkipReason, resolve_image
+from tracker.workloads import Owner, Workload, workload_of
+
+__all__ = ["Container", "Pod", "Skipped", "read_pod"]
+
+MIRROR = "kubernetes.io/config.mirror"
+"""Annotation of the API server's copy of a static pod, which a node runs on its own account."""
+FINISHED = frozenset({"Succeeded", "Failed"})
+_EPOCH = datetime.fromtimestamp(0, tz=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Container:
+    """
+    One container that a pod declares, init containers and sidecars included.
+
+    `image` is what it runs; a reason when that can't be recorded; None when it is not known yet.
+    """
+
+    name: str
+    image: Image | SkipReason | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pod:
+    """
+    One pod that a controller owns.
+
+    `created` is its creationTimestamp (aware, UTC, whole seconds). `terminating` says that it has
+    a deletionTimestamp. `containers` are in the order in which one of them wins a name that they
+    share: those of the spec, then sidecars, then init containers.
+    """
+
+    uid: str
+    namespace: str
+    name: str
+    created: datetime
+    phase: str
+    terminating: bool
+    workload: Workload
+    containers: tuple[Container, ...]
+
+    @property
+    def holds(self) -> bool:
+        """Tell whether what it declares still stands: it may run, or says what a Job ran."""
+        return self.unfinished or self.workload.is_job
+
+    @property
+    def unfinished(self) -> bool:
+        """Tell whether any of its containers may run now or later."""
+        return self.terminating or self.phase not in FINISHED
+
+    @property
+    def age_rank(self) -> tuple[datetime, str]:
+        """Return what orders pods from old to new."""
+        return self.created, self.name
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """A pod that is not recorded, and why."""
+
+    uid: str
+    namespace: str
+    name: str
+    reason: SkipReason
+
+
+def read_pod(raw: object, *, excluded_namespaces: tuple[str, ...] = ()) -> Pod | Skipped:
+    """
+    Return what is kept of a pod as the API server sends it (core/v1 Pod, decoded JSON).
+
+    `excluded_namespaces` are shell-style globs. Any JSON is taken; what is not pod-shaped is
+    `Skipped` as malformed.
+    """
+    pod = _mapping(raw)
+    metadata = _mapping(pod.get("metadata"))
+    uid, namespace = _text(metadata.get("uid")), _text(metadata.get("namespace"))
+    name = _text(metadata.get("name"))
+    annotations = _mapping(metadata.get("annotations"))
+    created = _time(metadata.get("creationTimestamp"))
+    owners = tuple(_controllers(metadata))
+
+    def skipped(reason: SkipReason) -> Skipped:
+        return Skipped(uid=uid, namespace=namespace, name=name, reason=reason)
+
+    if not (uid and namespace and name) or created is None:
+        return skipped(SkipReason.MALFORMED)
+    if any(fnmatchcase(namespace, glob) for glob in excluded_namespaces):
+        return skipped(SkipReason.NAMESPACE)
+    if is_ignored(annotations):
+        return skipped(SkipReason.IGNORED)
+    if MIRROR in annotations or any(owner.kind == "Node" for owner in owners):
+        return skipped(SkipReason.STATIC)
+    workload = workload_of(namespace, owners, _mapping(metadata.get("labels")), created)
+    if workload is None:
+        return skipped(SkipReason.BARE)
+    status = _mapping(pod.get("status"))
+    return Pod(
+        uid=uid,
+        namespace=namespace,
+        name=name,
+        created=created,
+        phase=_text(status.get("phase")) or "Unknown",
+        terminating=bool(metadata.get("deletionTimestamp")),
+        workload=workload,
+        containers=tuple(_containers(_mapping(pod.get("spec")), status)),
+    )
+
+
+def _containers(spec: Mapping[str, object], status: Mapping[str, object]) -> Iterator[Container]:
+    regular = list(_mappings(spec.get("containers")))
+    init = list(_mappings(spec.get("initContainers")))
+    sidecars = [container for container in init if container.get("restartPolicy") == "Always"]
+    plain = [container for container in init if container.get("restartPolicy") != "Always"]
+    statuses = {
+        _text(found.get("name")): found
+        for key in ("containerStatuses", "initContainerStatuses")
+        for found in _mappings(status.get(key))
+    }
+    for container in (*regular, *sidecars, *plain):
+        name = _text(container.get("name"))
+        if not name:
+            continue
+        found = statuses.get(name, {})
+        image = resolve_image(
+            _text(container.get("image")), _text(found.get("image")), _text(found.get("imageID"))
+        )
+        yield Container(name=name, image=image)
+
+
+def _controllers(metadata: Mapping[str, object]) -> Iterator[Owner]:
+    for reference in _mappings(metadata.get("ownerReferences")):
+        if reference.get("controller") is True:
+            owner = Owner(
+                api_version=_text(reference.get("apiVersion")),
+                kind=_text(reference.get("kind")),
+                name=_text(reference.get("name")),
+            )
+            if owner.kind and owner.name:
+                yield owner
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(value: object) -> Iterator[Mapping[str, object]]:
+    if isinstance(value, list | tuple):
+        yield from (entry for entry in value if isinstance(entry, Mapping))
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _time(value: object) -> datetime | None:
+    """Return an RFC 3339 time in UTC, or None; the API server writes `2024-01-15T10:30:00Z`."""
+    try:
+        moment = datetime.fromisoformat(_text(value))
+    except ValueError:
+        return None
+    # Years near the calendar's ends can't be moved to another zone or compared with an epoch.
+    return moment if moment.tzinfo is UTC and moment >= _EPOCH else None

@@ -1,0 +1,128 @@
+"""
+What GitHub is told: records, their key and their place.
+
+A record's key is its *deployment name*, rendered from a template that the operator chooses.
+Together with the scope (organisation, environments, cluster) it is the identity under which
+GitHub keeps the record; posting again under the same identity updates it in place, and nothing
+can ever delete it.
+
+Fields and limits: https://docs.github.com/en/rest/orgs/artifact-metadata
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from tracker.images import Digest, Image
+
+__all__ = ["MAX_DEPLOYMENT_NAME", "Record", "Scope", "Status", "check_template", "render"]
+
+MAX_DEPLOYMENT_NAME = 256
+"""Characters GitHub takes for a deployment name. A longer one is skipped: cut, it would collide."""
+
+_PLACEHOLDER = re.compile(r"\{\{(.*?)\}\}", re.DOTALL)
+_PLACEHOLDERS = ("namespace", "deploymentName", "containerName")
+
+
+class Status(StrEnum):
+    """Whether a deployment runs. GitHub takes it and never gives it back."""
+
+    DEPLOYED = "deployed"
+    DECOMMISSIONED = "decommissioned"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scope:
+    """Where all records of one tracker live; empty text where the operator named none."""
+
+    org: str
+    logical_environment: str
+    physical_environment: str
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One deployment record; two are the same state of a deployment when they are equal."""
+
+    deployment_name: str
+    name: str
+    version: str | None
+    digest: Digest
+    status: Status
+
+    @classmethod
+    def deployed(cls, deployment_name: str, image: Image) -> "Record":
+        """Return the record that says that this image runs under this name."""
+        return cls(
+            deployment_name=deployment_name,
+            name=image.name,
+            version=image.version,
+            digest=image.digest,
+            status=Status.DEPLOYED,
+        )
+
+    def decommissioned(self) -> "Record":
+        """Return the record that says that what this one describes runs no more."""
+        return Record(
+            deployment_name=self.deployment_name,
+            name=self.name,
+            version=self.version,
+            digest=self.digest,
+            status=Status.DECOMMISSIONED,
+        )
+
+    def payload(self, scope: Scope) -> dict[str, object]:
+        """Return the JSON body of a single post; what is empty is left out, never sent as ""."""
+        fields = {
+            "name": self.name,
+            "digest": self.digest,
+            "version": self.version,
+            "status": self.status.value,
+            "logical_environment": scope.logical_environment,
+            "physical_environment": scope.physical_environment,
+            "cluster": scope.cluster,
+            "deployment_name": self.deployment_name,
+        }
+        required = {"name", "digest", "status", "logical_environment", "deployment_name"}
+        return {key: value for key, value in fields.items() if value or key in required}
+
+
+def check_template(template: str) -> str | None:
+    """
+    Return why a deployment name template can't be used, or None when it can.
+
+    It needs at least one of `{{namespace}}`, `{{deploymentName}}` and `{{containerName}}`, and
+    must hold no other placeholder, no lone braces and no control characters.
+    """
+    known = " ".join(f"{{{{{name}}}}}" for name in _PLACEHOLDERS)
+    found = _PLACEHOLDER.findall(template)
+    for placeholder in found:
+        if placeholder not in _PLACEHOLDERS:
+            return f"unknown placeholder {{{{{placeholder}}}}}; known are {known}"
+    if not found:
+        return f"it holds no placeholder, so every container would get the same name; use {known}"
+    rest = _PLACEHOLDER.sub("", template)
+    if "{{" in rest or "}}" in rest:
+        return f"it holds {{{{ or }}}} that belong to no placeholder; known are {known}"
+    if not template.isprintable():
+        return "it holds control characters or line breaks"
+    if len(rest) >= MAX_DEPLOYMENT_NAME:
+        return f"its fixed text leaves no room in the {MAX_DEPLOYMENT_NAME} characters of a name"
+    return None
+
+
+def render(template: str, *, namespace: str, workload: str, container: str) -> str | None:
+    """
+    Return the deployment name of a container, or None when it would be over 256 characters.
+
+    One pass: what is put in is never read as a placeholder again.
+    """
+    values: Mapping[str, str] = {
+        "namespace": namespace,
+        "deploymentName": workload,
+        "containerName": container,
+    }
+    name = _PLACEHOLDER.sub(lambda match: values[match[1]], template)
+    return name if len(name) <= MAX_DEPLOYMENT_NAME else None

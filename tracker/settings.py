@@ -1,0 +1,576 @@
+"""
+What the operator is told to do: settings from flags, the environment and a `.env` file.
+
+The command line calls `load` with what it was given; nothing here reads the process environment
+by itself, so that a test or an embedding program gets exactly the settings it names. A flag beats
+a variable, a variable beats `.env`, and an empty variable counts as not set.
+
+Every mistake is told at once, one line each, before any connection is made. Each line says where
+the value stood, what it was (never a secret), why it can't be used and what to write instead.
+Deep code gets single values, not `Settings`.
+"""
+
+import fnmatch
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Final, Literal, NamedTuple
+
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from tracker.base_url import check_base_url, normalise_base_url
+from tracker.records import check_template
+
+__all__ = [
+    "ALIASES",
+    "FLAGS",
+    "Settings",
+    "SettingsError",
+    "duration_text",
+    "load",
+    "normalise",
+]
+
+FLAGS: Final = ("kubeconfig", "namespace", "workers", "exclude_namespaces")
+"""Fields that have a flag: `exclude_namespaces` is `-exclude-namespaces`. Each takes a value."""
+
+FLAG_ONLY: Final = ("kubeconfig",)
+"""Fields without a variable of their own. (`KUBECONFIG` is read where the cluster is opened.)"""
+
+ALIASES: Final = {"GITHUB_ORG": "ORG"}
+"""Variables of the Go deployment-tracker that mean one of ours."""
+
+SWITCHES: Final = ("dry-run", "help", "version")
+"""Long flags without a value, which Go's flag package would take with one dash too."""
+
+# GitHub: letters, digits and single hyphens, not at the ends, 39 characters in all
+# (https://docs.github.com/en/enterprise-cloud@latest/admin/identity-and-access-management).
+# Accounts an enterprise manages carry its short code behind one underscore: `octo-cat_acme`.
+_ORG: Final = re.compile(r"[A-Za-z0-9]+(?:-[A-Za-z0-9]+)*(?:_[A-Za-z0-9]+)?")
+_ORG_LENGTH: Final = 39
+
+# The path parameter of GitHub's cluster call: ^[a-zA-Z0-9._-]+$, 1 to 128 characters.
+_CLUSTER: Final = re.compile(r"[A-Za-z0-9._-]+")
+_SCOPE_LENGTH: Final = 128
+
+# RFC 1123 label, as Kubernetes demands of a namespace.
+_NAMESPACE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_GLOB: Final = re.compile(r"[a-z0-9*?-]{1,63}")
+
+_DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})?(?:ms|s|m|h)){1,4}")
+_DURATION_PART: Final = re.compile(r"([0-9.]+)(ms|s|m|h)")
+_SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?")
+_SECONDS_OF: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+# A value that looks like a credential is never repeated, whichever setting it was pasted into.
+_CREDENTIAL: Final = re.compile(r"gh[a-z]_|github_pat_|-----BEGIN|eyJ[A-Za-z0-9_-]{8,}\.")
+_SHOWN_LENGTH: Final = 80
+_REASON_LENGTH: Final = 240
+
+
+class SettingsError(Exception):
+    """
+    The settings can't be used; `mistakes` holds one line for each reason.
+
+    `str()` of it is those lines, ready to be printed. No line holds a secret.
+    """
+
+    def __init__(self, mistakes: Sequence[str]) -> None:
+        super().__init__("\n".join(mistakes))
+        self.mistakes: tuple[str, ...] = tuple(mistakes)
+
+
+def _org(text: str) -> str | None:
+    if len(text) > _ORG_LENGTH:
+        return f"a GitHub organisation's name has at most {_ORG_LENGTH} characters"
+    if not _ORG.fullmatch(text):
+        return "not a GitHub organisation's name (letters, digits and single hyphens between them)"
+    return None
+
+
+def _environment(text: str) -> str | None:
+    if len(text) > _SCOPE_LENGTH:
+        return f"GitHub takes at most {_SCOPE_LENGTH} characters"
+    if not text.isprintable():
+        return "it holds control or invisible characters"
+    if text != text.strip():
+        # Two environments that differ by a blank are two to GitHub and one to a reader.
+        return "with white space around it, it would be another environment to GitHub"
+    return None
+
+
+def _cluster(text: str) -> str | None:
+    if len(text) > _SCOPE_LENGTH:
+        return f"GitHub takes at most {_SCOPE_LENGTH} characters"
+    if text and not _CLUSTER.fullmatch(text):
+        return "GitHub takes only letters, digits, dots, underscores and hyphens"
+    if text in {".", ".."}:
+        return "as a part of a URL it would lead to another path"
+    return None
+
+
+def _namespace(text: str) -> str | None:
+    if text and not _NAMESPACE.fullmatch(text):
+        return "not a namespace's name (lower-case letters, digits and hyphens, at most 63)"
+    return None
+
+
+def _glob(text: str) -> str | None:
+    if not _GLOB.fullmatch(text):
+        return f"{_shown(text)} matches no namespace (lower-case letters, digits, -, * and ?)"
+    if not text.strip("*"):
+        # Excluded means decommissioned: this one character would retire every record.
+        return f"{_shown(text)} leaves out every namespace and would decommission every record"
+    return None
+
+
+def _checked(reason_against: Callable[[str], str | None]) -> AfterValidator:
+    """Make a validator of a rule that returns why a text can't be used, or None."""
+
+    def validate(text: str) -> str:
+        if (reason := reason_against(text)) is not None:
+            raise ValueError(reason)
+        return text
+
+    return AfterValidator(validate)
+
+
+def _token(given: object) -> object:
+    """Strip what editors and `echo` leave around a token; refuse what no HTTP header can carry."""
+    text = given.get_secret_value() if isinstance(given, SecretStr) else given
+    if not isinstance(text, str):
+        return text
+    text = text.strip()
+    if any(not "!" <= char <= "~" for char in text):
+        msg = "it holds white space, control or non-ASCII characters; copy it again, as one line"
+        raise ValueError(msg)
+    return SecretStr(text)
+
+
+def _globs(given: object) -> object:
+    """Split a comma list; blanks around the globs and empty places in the list don't matter."""
+    if not isinstance(given, str):
+        return given
+    return tuple(dict.fromkeys(glob for part in given.split(",") if (glob := part.strip())))
+
+
+def _count(given: object) -> object:
+    if isinstance(given, str):
+        if not re.fullmatch(r"-?[0-9]{1,9}", given):
+            msg = "not a whole number"
+            raise ValueError(msg)
+        return int(given)
+    return given
+
+
+def _duration(given: object) -> object:
+    """Read plain seconds (`5`, `0.5`) or numbers with units (`90m`, `1h30m`, `500ms`)."""
+    if isinstance(given, timedelta):
+        return given
+    if isinstance(given, int | float):
+        given = str(given)
+    if isinstance(given, str):
+        if _SECONDS.fullmatch(given):
+            return timedelta(seconds=float(given))
+        if _DURATION.fullmatch(given):
+            parts = _DURATION_PART.findall(given)
+            return timedelta(
+                seconds=sum(float(number) * _SECONDS_OF[unit] for number, unit in parts)
+            )
+    msg = "not a duration (seconds, or a number with ms, s, m or h)"
+    raise ValueError(msg)
+
+
+def _choice(given: object) -> object:
+    return given.lower() if isinstance(given, str) else given
+
+
+def _level(given: object) -> object:
+    # The Go deployment-tracker says "warn".
+    chosen = _choice(given)
+    return "warning" if chosen == "warn" else chosen
+
+
+_Duration = Annotated[timedelta, BeforeValidator(_duration)]
+_Environment = Annotated[str, _checked(_environment)]
+_Glob = Annotated[str, _checked(_glob)]
+
+
+class Settings(BaseSettings):
+    """
+    The validated settings, frozen.
+
+    Made by `load` from flags and variables, or in a test from keyword arguments, which may be the
+    values themselves or their text. Field `some_name` is the variable `SOME_NAME`.
+    """
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,  # a ValidationError would repeat what was given, token and all
+        validate_default=True,
+    )
+
+    org: Annotated[str, _checked(_org)] = Field(
+        description="GitHub organisation that the records belong to.",
+        examples=["acme"],
+    )
+    base_url: Annotated[str, _checked(check_base_url), AfterValidator(normalise_base_url)] = Field(
+        default="https://api.github.com",
+        description=(
+            "GitHub's API: a host, or a URL without path. https only; http is taken for "
+            "localhost, 127.0.0.1, ::1 and hosts that end in .svc or .svc.cluster.local."
+        ),
+        examples=["https://api.github.com", "https://api.acme.ghe.com"],
+    )
+    dn_template: Annotated[str, _checked(check_template)] = Field(
+        default="{{namespace}}/{{deploymentName}}/{{containerName}}",
+        description=(
+            "How a record's deployment name is made. Placeholders: {{namespace}}, "
+            "{{deploymentName}} (the workload's name), {{containerName}}."
+        ),
+        examples=["{{namespace}}/{{deploymentName}}/{{containerName}}"],
+    )
+    logical_environment: _Environment = Field(
+        default="",
+        description=(
+            "Logical environment of every record, at most 128 characters. "
+            "GitHub refuses records without one."
+        ),
+        examples=["production"],
+    )
+    physical_environment: _Environment = Field(
+        default="",
+        description=(
+            "Physical environment of every record, such as a region; at most 128 characters. "
+            "Empty: records carry none."
+        ),
+        examples=["eu-central-1"],
+    )
+    cluster: Annotated[str, _checked(_cluster)] = Field(
+        default="",
+        description=(
+            "Name of this cluster in the records: letters, digits, dots, underscores, hyphens; "
+            "at most 128. Records can be sent in batches only when it is set."
+        ),
+        examples=["prod-eu-1"],
+    )
+    api_token: Annotated[SecretStr, BeforeValidator(_token)] = Field(
+        default=SecretStr(""),
+        description=(
+            'Token with "Artifact metadata: write" on every repository that builds an image of '
+            "the cluster. White space around it is dropped. Never printed."
+        ),
+        examples=["github_pat_…"],
+    )
+    kubeconfig: Path | None = Field(
+        default=None,
+        description=(
+            "Path of the kubeconfig file. Not given: $KUBECONFIG, else the ServiceAccount of the "
+            "pod it runs in, else ~/.kube/config."
+        ),
+        examples=["/etc/deployment-tracker/kubeconfig"],
+    )
+    namespace: Annotated[str, _checked(_namespace)] = Field(
+        default="",
+        description="The one namespace to watch; a Role there is enough then. Empty: all.",
+        examples=["shop"],
+    )
+    exclude_namespaces: Annotated[tuple[_Glob, ...], BeforeValidator(_globs)] = Field(
+        default=(),
+        description=(
+            "Namespaces to leave out: a comma list of names and globs (* and ?). "
+            "What was recorded of a namespace that is newly left out is decommissioned."
+        ),
+        examples=["kube-system,preview-*"],
+    )
+    workers: Annotated[int, BeforeValidator(_count)] = Field(
+        default=2,
+        ge=1,
+        le=100,
+        description="Requests to GitHub in flight at once, at most.",
+        examples=["2"],
+    )
+    decommission_delay: _Duration = Field(
+        default=timedelta(seconds=5),
+        ge=timedelta(0),
+        le=timedelta(days=1),
+        description=(
+            "How long a name must be without a pod before it is recorded as decommissioned. "
+            "Plain seconds or a number with a unit."
+        ),
+        examples=["5s"],
+    )
+    drain_timeout: _Duration = Field(
+        default=timedelta(seconds=20),
+        ge=timedelta(0),
+        le=timedelta(hours=1),
+        description=(
+            "How long a stop goes on sending what waits; the rest is sent after the next start. "
+            "The pod's grace period must be longer. Plain seconds or a number with a unit."
+        ),
+        examples=["20s"],
+    )
+    cronjob_hold: _Duration = Field(
+        default=timedelta(hours=25),
+        ge=timedelta(0),
+        le=timedelta(days=400),
+        description=(
+            "How long a CronJob stands as deployed after its last pod is gone; longer than the "
+            "time between two runs. Plain seconds or a number with a unit."
+        ),
+        examples=["25h"],
+    )
+    log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = (
+        Field(
+            default="info",
+            description="Least level of the diagnostics on stderr.",
+            examples=["info"],
+        )
+    )
+    log_format: Annotated[Literal["text", "json"], BeforeValidator(_choice)] = Field(
+        default="text",
+        description="How records on stdout and diagnostics on stderr are written.",
+        examples=["text"],
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],  # noqa: ARG003 - not read
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not read
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not read
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - not read
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take only what the caller gives: `load` alone decides what is read from where."""
+        return (init_settings,)
+
+    @field_validator("exclude_namespaces")
+    @classmethod
+    def _leaves_something(cls, globs: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Refuse to watch one namespace and leave it out: it would decommission all it holds."""
+        watched: str = info.data.get("namespace", "")
+        for glob in globs:
+            if watched and fnmatch.fnmatchcase(watched, glob):
+                msg = f"{_shown(glob)} leaves out the one namespace to watch, {watched}"
+                raise ValueError(msg)
+        return globs
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what can be started with but should be looked at, one line each."""
+        found = []
+        if not self.logical_environment:
+            found.append(
+                "LOGICAL_ENVIRONMENT is empty: GitHub will refuse every record; "
+                "set it, for example LOGICAL_ENVIRONMENT=production"
+            )
+        if not self.api_token.get_secret_value():
+            found.append(
+                "API_TOKEN is empty: GitHub will refuse every request; "
+                'set it to a token with "Artifact metadata: write"'
+            )
+        if "{{namespace}}" not in self.dn_template and not self.namespace:
+            found.append(
+                "DN_TEMPLATE lacks {{namespace}} while several namespaces are watched: whoever "
+                "may create pods in one can take over the records of another; "
+                "add {{namespace}}, or watch one with NAMESPACE"
+            )
+        return tuple(found)
+
+
+class _Given(NamedTuple):
+    """One value as it was given, and where."""
+
+    where: str
+    text: str
+
+
+def load(
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    env_file: Path | None = None,
+) -> Settings:
+    """
+    Return the settings that flags, environment and `env_file` give, or tell all mistakes.
+
+    `flags` is keyed by field name (`exclude_namespaces`); None means the flag was not given, while
+    an empty one asks for the default, whatever the variable says. `env_file` may be missing; its
+    values count only where `environ` has none. Variables that aren't ours are ignored.
+
+    Raises SettingsError with every mistake, and ValueError for a flag that is no setting's.
+    """
+    if unknown := sorted(set(flags).difference(FLAGS)):
+        msg = f"no setting has the flag {unknown[0]}"
+        raise ValueError(msg)
+    mistakes: list[str] = []
+    given: dict[str, _Given] = {}
+    if env_file is not None:
+        given |= _from_variables(_read(env_file, mistakes), f" in {env_file}", mistakes)
+    given |= _from_variables(environ, "", mistakes)
+    for name, text in flags.items():
+        if text is not None:
+            given[name] = _Given(f"-{name.replace('_', '-')}", text)
+    try:
+        settings = Settings.model_validate(_values(given, mistakes))
+    except ValidationError as error:
+        mistakes.extend(_lines(error, given))
+    else:
+        if not mistakes:
+            return settings
+    # Outside the except block: what pydantic saw must not reach a traceback.
+    raise SettingsError(mistakes)
+
+
+def _read(env_file: Path, mistakes: list[str]) -> Mapping[str, str]:
+    try:
+        source = DotEnvSettingsSource(Settings, env_file=env_file, case_sensitive=True)
+    except (OSError, UnicodeDecodeError) as error:
+        mistakes.append(f"{env_file}: can't be read ({error}); correct it or remove it")
+        return {}
+    return {name: text for name, text in source.env_vars.items() if text is not None}
+
+
+def _from_variables(
+    environ: Mapping[str, str], suffix: str, mistakes: list[str]
+) -> dict[str, _Given]:
+    """Return the non-empty values by field name; two names of one setting must agree."""
+    given: dict[str, _Given] = {}
+    variables = [name.upper() for name in Settings.model_fields if name not in FLAG_ONLY]
+    for variable in (*variables, *ALIASES):
+        text = environ.get(variable, "")
+        if not text:
+            continue
+        name = ALIASES.get(variable, variable).lower()
+        if name not in given:
+            given[name] = _Given(f"{variable}{suffix}", text)
+        elif given[name].text != text:
+            mistakes.append(
+                f"{variable}={_shown(text)}{suffix}: {given[name].where} says "
+                f"{_shown(given[name].text)}; remove one of the two"
+            )
+    return given
+
+
+def _values(given: Mapping[str, _Given], mistakes: list[str]) -> dict[str, str]:
+    """Return the texts to validate: an empty one asks for the default."""
+    values = {}
+    for name, (where, text) in given.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # undecodable bytes of the environment
+            mistakes.append(f"{where}: not valid UTF-8; {_remedy(name, where)}")
+        else:
+            if text:
+                values[name] = text
+    return values
+
+
+def _lines(error: ValidationError, given: Mapping[str, _Given]) -> Iterator[str]:
+    """Yield a line for each of pydantic's findings."""
+    for detail in error.errors(include_url=False, include_input=False):
+        name = str(detail["loc"][0])
+        value = given.get(name)
+        if value is None or not value.text:
+            yield f"{name.upper()}: required, but not set; {_remedy(name, name.upper())}"
+        elif detail["type"] != "missing":  # else it was not validated, and told already
+            why = _one_line(_why(name, detail["type"], detail["msg"]))
+            yield f"{value.where}{_equals(name, value.text)}: {why}; {_remedy(name, value.where)}"
+
+
+def _why(name: str, kind: str, otherwise: str) -> str:
+    """Put pydantic's own refusals of bounds and choices into our words."""
+    metadata = Settings.model_fields[name].metadata
+    if kind == "greater_than_equal":
+        return f"the least is {_bound(metadata, 'ge')}"
+    if kind == "less_than_equal":
+        return f"the most is {_bound(metadata, 'le')}"
+    otherwise = otherwise.removeprefix("Value error, ")
+    return otherwise[:1].lower() + otherwise[1:]
+
+
+def _bound(metadata: Sequence[object], which: str) -> str:
+    bound = next(getattr(part, which) for part in metadata if hasattr(part, which))
+    return duration_text(bound) if isinstance(bound, timedelta) else str(bound)
+
+
+def _remedy(name: str, where: str) -> str:
+    """Say what to write in that place; a file may be named behind the variable."""
+    example = (Settings.model_fields[name].examples or [""])[0]
+    return f"for example {where.partition(' ')[0]}={example}"
+
+
+def _equals(name: str, text: str) -> str:
+    if name == "api_token":
+        return ""
+    if name == "base_url" and re.search(r"[@?#]", text):
+        return "=(not shown: it may hold a password)"
+    return f"={_shown(text)}"
+
+
+def _shown(text: str) -> str:
+    """Return the text as it may be printed: quoted, ASCII, cut, and nothing of a credential."""
+    if _CREDENTIAL.search(text):
+        return "(not shown: it looks like a credential)"
+    if len(text) > _SHOWN_LENGTH:
+        return json.dumps(text[:_SHOWN_LENGTH]) + "…"
+    return json.dumps(text)
+
+
+def _one_line(text: str) -> str:
+    """Escape and cut a reason, which may quote its input: no other line, no terminal colours."""
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
+    return escaped if len(escaped) <= _REASON_LENGTH else f"{escaped[:_REASON_LENGTH]}…"
+
+
+def duration_text(duration: timedelta) -> str:
+    """Return a duration as a setting would say it: `25h`, `90m`, `5s`, `500ms`, `0s`."""
+    milliseconds = duration // timedelta(milliseconds=1)
+    for unit, size in (("h", 3_600_000), ("m", 60_000), ("s", 1_000)):
+        if milliseconds % size == 0 and (milliseconds or unit == "s"):
+            return f"{milliseconds // size}{unit}"
+    return f"{milliseconds}ms"
+
+
+def normalise(argv: Sequence[str], *, switches: Sequence[str] = SWITCHES) -> list[str]:
+    """
+    Return the arguments with Go's `-namespace x` and `-workers=4` written `--namespace x`, ….
+
+    Only flags that exist are touched: those of `FLAGS`, which take a value, and the `switches`,
+    which don't. Their values, real short options (`-f`, `-h`, also `-fpods.yaml`) and everything
+    after `--` stay as they are.
+    """
+    valued = {name.replace("_", "-") for name in FLAGS}
+    known = valued.union(switches)
+    result: list[str] = []
+    rest = iter(argv)
+    for word in rest:
+        if word == "--":
+            result.append(word)
+            break
+        name, equals, _ = word.lstrip("-").partition("=")
+        dashes = len(word) - len(word.lstrip("-"))
+        if name in known and dashes in {1, 2}:
+            result.append(word if dashes == 2 else f"-{word}")  # noqa: PLR2004 - `--name`
+            if name in valued and not equals:
+                result.extend(value for value in (next(rest, None),) if value is not None)
+        else:
+            result.append(word)
+    result.extend(rest)
+    return result
