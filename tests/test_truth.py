@@ -208,6 +208,9 @@ def test_ignore_wants_the_exact_word() -> None:
             id="spec-tag-ahead",
         ),
         pytest.param(
+            "app:2", {"image": f"app@{A}"}, (A, "app", ""), id="status-names-no-tag-but-a-digest"
+        ),
+        pytest.param(
             "new:1",
             {"image": "old:1", "imageID": f"old@{A}"},
             (A, "old", ""),
@@ -230,6 +233,22 @@ def test_ignore_wants_the_exact_word() -> None:
             "app:1", {"imageID": "app@sha512:" + "a" * 128}, "no-manifest-digest", id="sha512"
         ),
         pytest.param("app:1", {"imageID": ""}, None, id="not-told-yet"),
+        pytest.param(f"app:1@{B}", {"imageID": ""}, None, id="not-told-yet-whatever-the-spec-says"),
+        pytest.param(
+            f"app:2@{B}",
+            {"image": "app:1", "imageID": CONFIG_ID},
+            "no-manifest-digest",
+            id="spec-digest-ahead-of-a-config-id",
+        ),
+        pytest.param(
+            f"app:2@{B}", {"image": CONFIG_ID}, (A, "app", ""), id="spec-digest-is-another"
+        ),
+        pytest.param(
+            f"app:1@{B}",
+            {"image": "app:1", "imageID": f"app@{A}"},
+            (A, "app", "1"),
+            id="the-index-in-the-spec-and-the-platform-in-the-status",
+        ),
     ],
 )
 def test_an_image_is_what_the_status_names(
@@ -237,7 +256,7 @@ def test_an_image_is_what_the_status_names(
 ) -> None:
     spec, told = container(image=image)
     if "imageID" not in status:
-        told["imageID"] = f"{image.partition('@')[0]}@{A}"
+        told["imageID"] = f"{image.partition('@')[0].removesuffix(':1').removesuffix(':2')}@{A}"
     truth = should_stand([pod("p", (spec, told | status))])
 
     match expected:
@@ -260,7 +279,12 @@ def test_an_image_is_what_the_status_names(
         pytest.param([pod(phase="Succeeded")], None, id="succeeded"),
         pytest.param([pod(deleted=NOON)], A, id="terminating"),
         pytest.param([pod(phase="Succeeded", deleted=NOON)], A, id="terminating-and-ended"),
-        pytest.param([pod(phase="Pending", deleted=NOON)], "held", id="terminating-never-ran"),
+        pytest.param([pod(phase="Pending", deleted=NOON)], A, id="terminating-and-told"),
+        pytest.param(
+            [pod("a", container(digest=None), phase="Pending", deleted=NOON)],
+            "held",
+            id="terminating-never-started",
+        ),
         pytest.param(
             [pod("a"), pod("b", container(digest=B), created=later(1))], B, id="newest-wins"
         ),

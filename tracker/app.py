@@ -150,7 +150,11 @@ class Tracker:
 async def open_tracker(
     settings: Settings, *, environ: Mapping[str, str], stdout: TextIO
 ) -> AsyncIterator[Tracker]:
-    """Yield a tracker whose tasks run; stop them and close what it opened at the end."""
+    """
+    Yield a tracker whose tasks run; stop them and close what it opened at the end.
+
+    Raises `CredentialsError` before anything is connected to.
+    """
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(
             Cluster(
@@ -160,6 +164,7 @@ async def open_tracker(
                 user_agent=USER_AGENT,
             )
         )
+        server = await cluster.check_credentials()
         github = await stack.enter_async_context(
             GitHub(
                 base_url=settings.base_url,
@@ -174,8 +179,29 @@ async def open_tracker(
             )
         )
         tracker = Tracker(settings=settings, cluster=cluster, github=github, stdout=stdout)
+        _introduce(settings, server)
         tracker.start()
         try:
             yield tracker
         finally:
             await tracker.stop()
+
+
+def _introduce(settings: Settings, server: str) -> None:
+    """Say at the start who watches what, and what an operator should know of the settings."""
+    for warning in settings.warnings():
+        _log.warning(warning)
+    _log.info(
+        "starting",
+        version=__version__,
+        api_server=server,
+        namespace=settings.namespace or "(all)",
+        github=settings.base_url,
+        org=settings.org,
+        logical_environment=settings.logical_environment,
+        cluster=settings.cluster,
+    )
+    _log.info(
+        "the ledger is in memory: a restart posts what runs once more, and what is deleted while"
+        " the tracker is down is not noticed"
+    )

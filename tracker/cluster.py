@@ -172,7 +172,10 @@ class Cluster:
                 )
         except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
             where = "the pod's ServiceAccount" if in_cluster else named or "~/.kube/config"
-            message = f"no credentials for the API server in {where}: {clean_text(str(error))}"
+            message = (
+                f"no credentials for the API server in {where}: {clean_text(str(error))};"
+                " name a kubeconfig with -kubeconfig or KUBECONFIG"
+            )
             raise CredentialsError(message) from error
         return configuration
 

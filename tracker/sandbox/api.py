@@ -150,7 +150,7 @@ class Api:
         if floor is not None:
             message = f"too old resource version: {since} ({floor})"
             error = watch_line("ERROR", encode(expired(message).body))
-        elif since is None and bookmarks and query.get("resourceVersion", "") != "0":
+        elif since is None and bookmarks:
             subscription.push(self.bookmark(resource, form, initial=True))
         return Watch(
             subscription=subscription, error=error, timeout_seconds=timeout, bookmarks=bookmarks

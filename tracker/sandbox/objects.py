@@ -175,11 +175,14 @@ class Subscription:
         self.wake = wake
         self.pending: deque[bytes] = deque()
         self.fell_behind = False
+        self.after = 0
         self.selector = selector
         self._limit = limit
 
     def offer(self, event: Event) -> None:
         """Take an event if this watch covers it."""
+        if event.version <= self.after:
+            return  # it asked for a version that is still to come
         if self.namespace and event.current.key[0] != self.namespace:
             return
         seen_as = event.seen_through(self.selector)
@@ -326,6 +329,7 @@ class ObjectStore:
         elif since < table.floor:
             return table.floor
         else:
+            subscription.after = since
             for event in _after(table, since):
                 subscription.offer(event)
         table.subscriptions.add(subscription)

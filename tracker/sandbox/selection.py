@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
-from tracker.sandbox.statuses import bad_request
+from tracker.sandbox.statuses import ApiError, bad_request
 
 if TYPE_CHECKING:
     from tracker.sandbox.resources import Resource
@@ -117,7 +117,7 @@ class _LabelParser:
                 raise bad_request(message)
             found.append(self._requirement())
         if self._peek():
-            self._fail("',' or 'end of string'")
+            raise self._fail("',' or 'end of string'")
         return found
 
     def _requirement(self) -> Callable[[Labels], bool]:
@@ -149,11 +149,11 @@ class _LabelParser:
                 values = self._values()
                 return lambda labels: labels.get(key) not in values
             case _:
-                self._fail("in, notin, =, ==, !=, gt, lt")
+                raise self._fail("in, notin, =, ==, !=, gt, lt")
 
     def _values(self) -> frozenset[str]:
         if self._peek() != "(":
-            self._fail("'('")
+            raise self._fail("'('")
         self._take()
         values = set()
         while self._peek() != ")":
@@ -161,7 +161,7 @@ class _LabelParser:
                 self._take()
                 continue
             if not _is_word(self._peek()):
-                self._fail("',' or ')'")
+                raise self._fail("',' or ')'")
             values.add(self._take())
         self._take()
         return frozenset(values or {""})
@@ -174,7 +174,7 @@ class _LabelParser:
 
     def _word(self, expected: str) -> str:
         if not _is_word(self._peek()):
-            self._fail(expected)
+            raise self._fail(expected)
         return self._take()
 
     def _peek(self) -> str:
@@ -185,9 +185,9 @@ class _LabelParser:
         self._at += 1
         return token
 
-    def _fail(self, expected: str) -> NoReturn:
+    def _fail(self, expected: str) -> ApiError:
         message = f"unable to parse requirement: found '{self._peek()}', expected: {expected}"
-        raise bad_request(message)
+        return bad_request(message)
 
 
 def _is_word(token: str) -> bool:

@@ -195,9 +195,7 @@ def verdict_of(
     holding = [claim for claim in claims if claim.holds]
     if not holding:
         return None
-    carried = frozenset(
-        claim.image.digest for claim in holding if claim.rank and claim.image is not None
-    )
+    carried = frozenset(claim.image.digest for claim in holding if claim.image is not None)
     telling = [claim for claim in holding if claim.rank and (claim.image or claim.reason)]
     if not telling:
         return Verdict(carried=carried)
@@ -385,7 +383,7 @@ def _rank(pod: RawPod, *, of_job: bool) -> int:
     """Return 2 for a pod that runs (or ran, of a Job), 1 for a terminating one, else 0."""
     phase = _phase(pod)
     if _terminating(pod):
-        return 0 if phase == "Pending" else 1
+        return 1
     return 2 if phase == "Running" or (of_job and phase in {"Succeeded", "Failed"}) else 0
 
 
@@ -415,20 +413,23 @@ def _image(container: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[Ima
     Return the image a container runs, or None and why it can't be recorded.
 
     Only a manifest's digest counts. What the runtime tells instead may be the id of an image's
-    configuration, which GitHub can't know: then a digest in the spec is the one that runs.
+    configuration, which GitHub can't know: then a digest in the spec is the one that runs, unless
+    the spec is ahead of what runs. Nothing told means that nothing was started yet.
     """
+    image_id = str(status.get("imageID") or "")
+    if not image_id:
+        return None, ""
     spec_image = str(container.get("image") or "")
     repository, tag, spec_digest = _parts(spec_image)
-    image_id = str(status.get("imageID") or "")
     manifest = _MANIFEST.fullmatch(image_id)
-    if manifest is None:
-        if spec_digest:
-            return Image(digest=spec_digest, name=repository, version=_version(tag)), ""
-        return None, "no-manifest-digest" if image_id else ""
-    if not _same(spec_image, str(status.get("image") or "")):
+    running = "" if manifest is None else manifest["digest"]
+    same = _same(spec_image, str(status.get("image") or ""), running)
+    if manifest is None and not (same and spec_digest):
+        return None, "no-manifest-digest"
+    if not same and manifest is not None:
         # The spec is ahead of what runs: its tag must not be told with the old digest.
-        return Image(digest=manifest["digest"], name=manifest["repository"]), ""
-    return Image(digest=manifest["digest"], name=repository, version=_version(tag)), ""
+        return Image(digest=running, name=manifest["repository"]), ""
+    return Image(digest=running or spec_digest, name=repository, version=_version(tag)), ""
 
 
 def _version(tag: str) -> str:
@@ -447,17 +448,27 @@ def _parts(image: str) -> tuple[str, str, str]:
     return head, tag, digest
 
 
-def _same(spec_image: str, status_image: str) -> bool:
-    """Say whether a status names the same repository and tag as the spec, or none at all."""
-    if not status_image or re.fullmatch(r"(?:sha256:)?[0-9a-f]{64}", status_image):
-        return True
+def _same(spec_image: str, status_image: str, running: str) -> bool:
+    """
+    Say whether the spec's image is the one that runs, of which `running` is the digest, if known.
+
+    It is when the status names the spec's repository and tag, or names none at all. A digest in
+    the spec must be the running one, or the status must name the very tag (an image's index and
+    its manifest for one platform have different digests).
+    """
     spec_repository, spec_tag, spec_digest = _parts(spec_image)
     repository, tag, digest = _parts(status_image)
-    if _canonical(spec_repository) != _canonical(repository):
-        return False
-    if digest and not tag:
-        return spec_digest in {"", digest}
-    return (spec_tag or ("" if spec_digest else "latest")) == (tag or "latest")
+    unnamed = not status_image or re.fullmatch(r"(?:sha256:)?[0-9a-f]{64}", status_image)
+    same_repository = _canonical(repository) == _canonical(spec_repository)
+    if spec_digest and running:
+        told = not unnamed and same_repository and digest in {"", spec_digest}
+        return spec_digest == running or (told and spec_tag == (tag or "latest"))
+    if unnamed:
+        return True
+    if digest and (spec_digest or not tag):
+        return same_repository and digest == spec_digest
+    expected = spec_tag or ("" if spec_digest else "latest")
+    return same_repository and expected == (tag or "latest")
 
 
 def _canonical(repository: str) -> str:

@@ -1,0 +1,55 @@
+"""What every test has: the hypothesis profile of CI, the check for left tasks, the control plane."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tests.support.controlplane import ASSETS_VARIABLE, ControlPlane, find_assets
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+# Derandomized: the same examples in each run, so that a red build is red for its change. A longer
+# random search is a matter of HYPOTHESIS_PROFILE=random.
+settings.register_profile(
+    "ci", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("random", deadline=None, max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _no_task_is_left(request: pytest.FixtureRequest) -> None:
+    """Hold coroutine tests to leaving no task; others need no event loop made for them."""
+    if inspect.iscoroutinefunction(getattr(request, "function", None)):
+        request.getfixturevalue("task_check")
+
+
+@pytest.fixture
+async def task_check() -> AsyncIterator[None]:
+    """Fail a test that leaves an asyncio task behind: it would die with the loop, unheard."""
+    before = asyncio.all_tasks()
+    yield
+    for _ in range(3):  # a task whose cancellation was asked for may need a turn to end
+        await asyncio.sleep(0)
+    left = asyncio.all_tasks() - before - {asyncio.current_task()}
+    assert not left, f"tasks left behind: {left}"
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[ControlPlane]:
+    """One real control plane for the whole session, started by the first test that needs it."""
+    assets = find_assets()
+    if assets is None:
+        pytest.skip(
+            f"{ASSETS_VARIABLE} is not set: name a folder with etcd and kube-apiserver "
+            "(setup-envtest prints one) to run these"
+        )
+    with ControlPlane(assets) as plane:
+        yield plane
