@@ -1,4 +1,4 @@
-"""What every test has: the hypothesis profile of CI, the check for left tasks, the control plane."""
+"""What every test has: hypothesis as CI runs it, the check for left tasks, the control plane."""
 
 from __future__ import annotations
 
@@ -24,6 +24,12 @@ settings.register_profile("random", deadline=None, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+HOW_TO_GET_ASSETS = (
+    f"{ASSETS_VARIABLE} is not set: name a folder with etcd and kube-apiserver "
+    "(setup-envtest prints one) to run these"
+)
+
+
 @pytest.fixture(autouse=True)
 def _no_task_is_left(request: pytest.FixtureRequest) -> None:
     """Hold coroutine tests to leaving no task; others need no event loop made for them."""
@@ -42,14 +48,30 @@ async def task_check() -> AsyncIterator[None]:
     assert not left, f"tasks left behind: {left}"
 
 
+def pytest_configure() -> None:
+    """
+    Say that there is no event loop, so that nobody makes one by asking for it.
+
+    pytest-asyncio asks for the current loop to restore it later. The first time that makes a loop
+    which nobody closes, and its ResourceWarning fails some later test.
+    """
+    asyncio.set_event_loop(None)
+
+
+@pytest.hookimpl(trylast=True)  # when a folder's own conftest has set its marks
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what needs a control plane where there is none (a mark gives one line per file)."""
+    if find_assets() is None:
+        for item in items:
+            if item.get_closest_marker("e2e"):
+                item.add_marker(pytest.mark.skip(reason=HOW_TO_GET_ASSETS))
+
+
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[ControlPlane]:
     """One real control plane for the whole session, started by the first test that needs it."""
     assets = find_assets()
     if assets is None:
-        pytest.skip(
-            f"{ASSETS_VARIABLE} is not set: name a folder with etcd and kube-apiserver "
-            "(setup-envtest prints one) to run these"
-        )
+        pytest.skip(HOW_TO_GET_ASSETS)
     with ControlPlane(assets) as plane:
         yield plane

@@ -182,6 +182,16 @@ GOOD = {
     "told-again-because-an-older-one-may-land-late": lambda: (
         Run().pod(0, "p1").post(1, A, gone_after=1).pod(3, "p2", B).post(4, B).post(124, B)
     ),
+    "back-after-an-open-one-that-may-land-late": lambda: (
+        Run()
+        .pod(0, "p1", A)
+        .post(1, A)
+        .pod(3, "p2", B)
+        .post(4, B, gone_after=1)
+        .pod(6, "p3", A)
+        .post(7, A)
+        .post(127, A)
+    ),
     "coalesced": lambda: (
         Run().pod(0, "p1", A).pod(1, "p2", B).pod(2, "p3", C).gone(2, "p1").post(9, C)
     ),

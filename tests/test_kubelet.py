@@ -172,12 +172,13 @@ async def test_a_pod_of_a_broken_image_stays_pending(place: Place) -> None:
     ],
 )
 async def test_a_pod_of_a_job_ends_by_itself(
-    place: Place, instant: bool, phases: list[str]  # noqa: FBT001 - a parameter of the table
+    place: Place,
+    *,
+    instant: bool,
+    phases: list[str],
 ) -> None:
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u", "controller": True}
-    async with Kubelet(
-        place.client, namespace=place.namespace, instant_jobs=instant
-    ) as kubelet:
+    async with Kubelet(place.client, namespace=place.namespace, instant_jobs=instant) as kubelet:
         async with place.client.watch(place.pods, resourceVersion=await place.version()) as watch:
             # No owner check in the simulation, a real garbage collector would take the pod away.
             made = await place.create("a", ONE, **await job_reference(place, owner))
@@ -215,7 +216,3 @@ async def test_an_image_changed_in_place_is_run_after_a_restart(place: Place) ->
         after = await place.get("a")
     assert before["status"]["containerStatuses"][0]["imageID"] == image_id_of("ghcr.io/acme/app:1")
     assert after["status"]["containerStatuses"][0]["imageID"] == image_id_of("ghcr.io/acme/app:2")
-
-
-
-

@@ -136,9 +136,10 @@ def classify(reply: Reply, record: Record) -> Answer:
     elif status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
         answer = Rejected(reason=_reason(reply), retry_seconds=REJECTED_RETRY_SECONDS)
     else:
-        # A server's error says nothing of what it did before; any other status is one that
-        # this endpoint does not give, so something between us and GitHub spoke.
-        answer = Failed(reason=_reason(reply), landed=status >= HTTPStatus.INTERNAL_SERVER_ERROR)
+        # A server's error, or its impatience, says nothing of what it did before; any other
+        # status is one that this endpoint does not give: something between us and GitHub spoke.
+        landed = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT
+        answer = Failed(reason=_reason(reply), landed=landed)
     return answer
 
 

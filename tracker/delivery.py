@@ -17,7 +17,7 @@ from typing import Protocol, assert_never
 
 import structlog
 
-from tracker.answers import Acknowledged, Answer, Limited, Unauthorized
+from tracker.answers import Acknowledged, Answer, Failed, Limited, Unauthorized
 from tracker.entries import (
     Confirm,
     Entry,
@@ -38,6 +38,8 @@ __all__ = ["Absences", "Delivery", "Ledger", "Pause", "Reporter", "Sender"]
 
 FIRST_PAUSE_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 3600.0
+MAX_STREAK = 6
+"""Limits in a row that are counted: the sixth doubling is over the longest pause."""
 BROKEN_NAME_SECONDS = 60.0
 """How long a name rests after an error of ours, so that a bug can't spin."""
 
@@ -127,17 +129,21 @@ class Pause:
 
     def note(self, answer: Answer) -> float:
         """Take note of an answer; return the seconds by which it stops everyone, mostly 0."""
+        now = asyncio.get_running_loop().time()
+        left = max(self.not_before - now, 0.0)
         match answer:
             case Limited(pause_seconds=seconds) if seconds is not None:
-                self._streak += 1
                 pause = seconds
             case Limited() | Unauthorized():
-                pause = min(FIRST_PAUSE_SECONDS * 2.0**self._streak, MAX_PAUSE_SECONDS)
-                self._streak = min(self._streak + 1, 6)
+                # What was under way when the pause began is told of the same limit once more.
+                pause = left or min(FIRST_PAUSE_SECONDS * 2.0**self._streak, MAX_PAUSE_SECONDS)
+            case Failed():
+                return 0.0  # nobody said that the limit is over
             case _:
                 self._streak = 0
                 return 0.0
-        now = asyncio.get_running_loop().time()
+        if not left:
+            self._streak = min(self._streak + 1, MAX_STREAK)
         self.not_before = max(self.not_before, now + pause)
         return pause
 
@@ -272,14 +278,26 @@ class Delivery:
         concluded = conclude(
             intended, answer, now=asyncio.get_running_loop().time(), chance=self._chance()
         )
-        # What GitHub said is kept even when a stop cancels us here.
-        await asyncio.shield(self._ledger.put(concluded))
-        if isinstance(answer, Acknowledged):
-            self._reporter.acknowledged(send.record)
-        elif answer.reason != intended.reason:
-            self._reporter.failed(send.record, answer.reason)
         if pause := self._pause.note(answer):
             _log.warning("sending paused", seconds=round(pause, 1), reason=concluded.reason)
+        # What GitHub said is kept and told even when a stop cancels us here.
+        kept = asyncio.ensure_future(self._keep(intended, concluded, answer))
+        try:
+            await asyncio.shield(kept)
+        except asyncio.CancelledError:
+            await asyncio.wait([kept])
+            raise
+
+    async def _keep(self, intended: Entry, concluded: Entry, answer: Answer) -> None:
+        """Write down what came of a send, then tell it."""
+        await self._ledger.put(concluded)
+        record = intended.sent
+        if record is None:
+            return
+        if isinstance(answer, Acknowledged):
+            self._reporter.acknowledged(record)
+        elif answer.reason != intended.reason:
+            self._reporter.failed(record, answer.reason)
 
     def _look_again(self, name: str, when: float) -> None:
         loop = asyncio.get_running_loop()

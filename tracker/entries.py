@@ -68,21 +68,28 @@ class State(StrEnum):
     PARKED = "parked"
 
 
+_REFUSED = frozenset({State.NOT_FOUND, State.PARKED})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """
     One name's row.
 
+    `acknowledged_at` is when GitHub acknowledged last, that record or the same one again.
     `sent` is the record last sent, as long as it is not acknowledged. `attempts` counts the
     sends of `sent` in a row. `not_before` is when it may be sent again. `reason` is why it was
     not acknowledged. `unsettled` is what an earlier send carried that is still open; `settle_at`
     is when the acknowledged record is posted again because an open one may have come after it.
+    `refused` is the record that GitHub refused before it was sent `sent`: two refused ones take
+    turns (a new image and the decommission of the old one), and neither may come back at once.
     """
 
     deployment_name: str
     workload: Workload
     container: str
     acknowledged: Record | None = None
+    acknowledged_at: float | None = None
     sent: Record | None = None
     state: State = State.CLEAN
     reason: str = ""
@@ -90,6 +97,7 @@ class Entry:
     not_before: float | None = None
     unsettled: Record | None = None
     settle_at: float | None = None
+    refused: Record | None = None
 
     @property
     def in_doubt(self) -> Record | None:
@@ -170,6 +178,7 @@ def intend(entry: Entry | None, send: Send) -> Entry:
             deployment_name=record.deployment_name, workload=send.workload, container=send.container
         )
     again = entry.sent == record
+    refused = entry.sent if not again and entry.state in _REFUSED else entry.refused
     return replace(
         entry,
         workload=send.workload,
@@ -177,9 +186,10 @@ def intend(entry: Entry | None, send: Send) -> Entry:
         sent=record,
         state=State.SENDING,
         reason=entry.reason if again else "",
-        attempts=entry.attempts + 1 if again else 1,
+        attempts=entry.attempts + 1 if again or record == entry.refused else 1,
         not_before=None,
         unsettled=entry.unsettled if again and entry.unsettled else entry.in_doubt,
+        refused=refused,
     )
 
 
@@ -194,6 +204,7 @@ def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entr
             return replace(
                 entry,
                 acknowledged=entry.sent,
+                acknowledged_at=now,
                 sent=None,
                 state=State.CLEAN,
                 reason="",
@@ -201,6 +212,7 @@ def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entr
                 not_before=None,
                 unsettled=None,
                 settle_at=_settle_at(entry, now),
+                refused=None,
             )
         case NotFound():
             state, until = State.NOT_FOUND, now + _not_found_delay(entry.attempts, chance)
@@ -215,6 +227,8 @@ def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entr
             first = entry.attempts <= 1
             state = State.OPEN if first else State.PARKED
             until = now if first else now + UNCONFIRMED_SECONDS
+            # Parked or not, GitHub may hold it: it is not to be forgotten.
+            entry = replace(entry, unsettled=entry.unsettled if first else entry.sent)
         case Unauthorized() | Limited():
             state, until = State.CLEAN, now
         case Failed():
@@ -233,12 +247,8 @@ def _step_deployed(
         return send
     if entry.acknowledged == judgement.record and entry.in_doubt is None:
         return _settle(entry, now)
-    refused = (
-        entry.sent == judgement.record
-        and entry.state in {State.NOT_FOUND, State.PARKED}
-        and entry.not_before is not None
-    )
-    if refused and judgement.displaced and _stands(entry):
+    last_refused = entry.sent if entry.state in _REFUSED else entry.refused
+    if last_refused == judgement.record and judgement.displaced and _stands(entry):
         # The new image can't be recorded and the old one runs nowhere: at least say that.
         return _step_gone(entry, now, confirmed=confirmed, absent=False)
     return _unless_waiting(entry, send, now)
@@ -262,13 +272,12 @@ def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
     """
     Return the send, or the wait that its last failure asked for.
 
-    A record that GitHub refused waits for itself alone: another record of the name goes at once.
+    A record that GitHub refused waits for itself alone: a new record of the name goes at once.
     A failure of the way there keeps the name waiting, whatever is to be sent.
     """
-    refused = entry.state in {State.NOT_FOUND, State.PARKED}
     if entry.not_before is None or now >= entry.not_before:
         return send
-    if refused and entry.sent != send.record:
+    if entry.state in _REFUSED and send.record not in {entry.sent, entry.refused}:
         return send
     return Wait(until=entry.not_before)
 

@@ -155,8 +155,8 @@ def _same_moment(spec: Reference, status: Reference | None, running: Reference |
             return False
     if status is None or not named:
         return True
-    if None not in (status.digest, spec.digest) and status.digest != spec.digest:
-        return False
+    if status.digest is not None and spec.digest is not None:
+        return status.digest == spec.digest
     return _familiar(status) == _familiar(spec)
 
 

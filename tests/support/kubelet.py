@@ -17,14 +17,14 @@ import contextlib
 import dataclasses
 import hashlib
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, assert_never
 
 import aiohttp
 
-from tests.support.apiclient import STRATEGIC, ApiClient, ApiFailure
+from tests.support.apiclient import STRATEGIC, ApiClient, ApiFailureError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Coroutine, Mapping
     from types import TracebackType
 
 __all__ = ["Kubelet", "digest_of", "image_id_of"]
@@ -32,6 +32,7 @@ __all__ = ["Kubelet", "digest_of", "image_id_of"]
 Json = dict[str, Any]
 
 JobEnd = Literal["Succeeded", "Failed"]
+Step = Literal["bind", "run", "fail to pull", "end", "stop", "finish"]
 
 GONE = frozenset({404, 409})
 """Answers to a step that came too late: the pod has gone or somebody was faster."""
@@ -73,7 +74,7 @@ class Kubelet:
     `finish_deletions` is called. ``namespace`` narrows it to one namespace.
     """
 
-    def __init__(  # noqa: PLR0913 - how pods behave, all by keyword
+    def __init__(
         self,
         client: ApiClient,
         *,
@@ -128,7 +129,7 @@ class Kubelet:
         return self.image_ids.get(image, image_id_of(image))
 
     async def settle(self, *, within: float = 20.0) -> None:
-        """Wait until every pod seen so far is where it stays; raises TimeoutError if not in time."""
+        """Wait until every pod seen so far is where it stays; raises TimeoutError if too late."""
         async with asyncio.timeout(within):
             await self._or_failure(self._settled())
 
@@ -181,7 +182,7 @@ class Kubelet:
         while True:
             try:
                 listed = await self._client.call("GET", self._path)
-            except (aiohttp.ClientError, ApiFailure):
+            except (aiohttp.ClientError, ApiFailureError):
                 await asyncio.sleep(0.1)  # a poll: nobody tells when a server is back
                 continue
             present = {body["metadata"]["uid"] for body in listed["items"]}
@@ -224,7 +225,7 @@ class Kubelet:
                     body = await self._take(step, work.body)
                     if body is not None:
                         work.body = body
-            except ApiFailure as failure:
+            except ApiFailureError as failure:
                 if failure.code not in GONE:
                     raise
                 with contextlib.suppress(KeyError):
@@ -235,7 +236,7 @@ class Kubelet:
             work.busy = False
             self._notice(uid)
 
-    def _step_of(self, body: Json) -> str | None:
+    def _step_of(self, body: Json) -> Step | None:  # noqa: PLR0911 - one for each step
         """Return the next thing to do for a pod, None if it is where it stays."""
         phase = body.get("status", {}).get("phase", "Pending")
         if "deletionTimestamp" in body["metadata"]:
@@ -255,7 +256,7 @@ class Kubelet:
             return "end"
         return None
 
-    async def _take(self, step: str, body: Json) -> Json | None:
+    async def _take(self, step: Step, body: Json) -> Json | None:
         """Do one step; return the pod as it is then, None if it is gone."""
         path = _path_of(body)
         match step:
@@ -273,11 +274,13 @@ class Kubelet:
                 return await self._patch_status(body, self._ended(body, self.job_end or "Failed"))
             case "stop":
                 return await self._patch_status(body, self._ended(body, "Succeeded"))
-            case _:
+            case "finish":
                 uid = body["metadata"]["uid"]
                 options = {"gracePeriodSeconds": 0, "preconditions": {"uid": uid}}
                 await self._client.call("DELETE", path, options)
                 return None
+            case _:
+                assert_never(step)
 
     async def _patch_status(self, body: Json, status: Json) -> Json:
         # With its uid, so that a new pod of the same name does not get the old one's status.
@@ -368,9 +371,9 @@ class Kubelet:
             self._changed.clear()
             await self._changed.wait()
 
-    async def _or_failure(self, wait: Any) -> None:  # noqa: ANN401 - any coroutine
+    async def _or_failure(self, wait: Coroutine[None, None, object]) -> None:
         """Wait, but for no longer than all tasks live: their failure is raised here."""
-        waiting = asyncio.ensure_future(wait)
+        waiting = asyncio.create_task(wait, name="kubelet wait")
         try:
             await asyncio.wait([waiting, *self._tasks], return_when=asyncio.FIRST_COMPLETED)
             for task in self._tasks:

@@ -261,7 +261,10 @@ class Api:
         body = _parsed_object(raw, target.resource, kind)
         name = body.get("metadata", {}).get("name", target.name)
         if name != target.name:
-            message = f"the name of the object ({name}) does not match the name on the URL ({target.name})"
+            message = (
+                f"the name of the object ({name}) "
+                f"does not match the name on the URL ({target.name})"
+            )
             raise bad_request(message)
         return self._update(target, lambda _before: body)
 

@@ -140,6 +140,7 @@ class SimulatedCluster:
         trace: TracebackType | None,
     ) -> None:
         await self.pause()
+        await asyncio.sleep(0)  # the loop's turn in which aborted transports close their sockets
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None

@@ -19,6 +19,7 @@ Workloads are known by their pods only, as with the permission to read pods and 
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
@@ -247,14 +248,30 @@ def compare(truth: Truth, rows: Iterable[Row], *, cronjobs: Iterable[str] = ()) 
     """
     held_rows = {row.deployment_name: row for row in rows}
     spared = frozenset(cronjobs)
+    # An artifact has one name at GitHub: within a batch, the first record of a digest gives it.
+    artifacts: defaultdict[str, set[tuple[str, str]]] = defaultdict(set)
+    for digest, name, version in truth.standing.values():
+        artifacts[digest].add((name, version))
     return [
-        _compared(name, truth, held_rows.get(name), spared=name in spared)
+        _compared(
+            name,
+            truth.verdicts.get(name),
+            held_rows.get(name),
+            artifacts,
+            spared=name in spared,
+        )
         for name in sorted({*truth.verdicts, *held_rows})
     ]
 
 
-def _compared(name: str, truth: Truth, row: Row | None, *, spared: bool) -> Comparison:
-    verdict = truth.verdicts.get(name)
+def _compared(
+    name: str,
+    verdict: Verdict | None,
+    row: Row | None,
+    artifacts: Mapping[str, AbstractSet[tuple[str, str]]],
+    *,
+    spared: bool,
+) -> Comparison:
     image = None if verdict is None else verdict.image
     deployed = row.digest if row is not None and row.status == "deployed" else ""
     why = ""
@@ -270,7 +287,7 @@ def _compared(name: str, truth: Truth, row: Row | None, *, spared: bool) -> Comp
         wanted = "held"
     else:
         wanted = "standing"
-        why = _wrong(truth, image, row)
+        why = _wrong(image, row, artifacts)
     return Comparison(
         deployment_name=name,
         wanted=wanted,
@@ -282,7 +299,9 @@ def _compared(name: str, truth: Truth, row: Row | None, *, spared: bool) -> Comp
     )
 
 
-def _wrong(truth: Truth, image: Image, row: Row | None) -> str:
+def _wrong(
+    image: Image, row: Row | None, artifacts: Mapping[str, AbstractSet[tuple[str, str]]]
+) -> str:
     """Return what of a row is not what must stand, "" when all is right."""
     if row is None:
         return "is not recorded"
@@ -290,13 +309,7 @@ def _wrong(truth: Truth, image: Image, row: Row | None) -> str:
         return "runs and is recorded as decommissioned"
     if row.digest != image.digest:
         return "another digest is recorded"
-    # An artifact has one name at GitHub: within a batch, the first record of a digest gives it.
-    names = {
-        (name, version)
-        for digest, name, version in truth.standing.values()
-        if digest == image.digest
-    }
-    if (row.name, row.version or "") not in names:
+    if (row.name, row.version or "") not in artifacts[image.digest]:
         return f"recorded as {row.name}:{row.version or '-'}, not {image.name}:{image.version}"
     return ""
 
