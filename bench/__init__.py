@@ -1,0 +1,1 @@
+"""Benchmarks: whole runs of the unmodified program, timed from outside."""
