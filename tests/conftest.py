@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 from tests.support.controlplane import ASSETS_VARIABLE, ControlPlane, find_assets
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Generator, Iterator
 
 # Derandomized: the same examples in each run, so that a red build is red for its change. A longer
 # random search is a matter of HYPOTHESIS_PROFILE=random.
@@ -60,11 +60,22 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)  # when a folder's own conftest has set its marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what needs a control plane where there is none (a mark gives one line per file)."""
+    """Skip what needs a control plane where there is none."""
     if find_assets() is None:
         for item in items:
             if item.get_closest_marker("e2e"):
                 item.add_marker(pytest.mark.skip(reason=HOW_TO_GET_ASSETS))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Let all skips for want of a control plane come from one place: the summary has one line."""
+    report = yield
+    if isinstance(report.longrepr, tuple) and report.longrepr[2].endswith(HOW_TO_GET_ASSETS):
+        report.longrepr = (__file__, 1, report.longrepr[2])
+        # The summary tells places apart by this word as well.
+        report.keywords = {word: 1 for word in report.keywords if word != "skip"}
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -180,7 +180,6 @@ async def test_a_pod_of_a_job_ends_by_itself(
     owner = {"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u", "controller": True}
     async with Kubelet(place.client, namespace=place.namespace, instant_jobs=instant) as kubelet:
         async with place.client.watch(place.pods, resourceVersion=await place.version()) as watch:
-            # No owner check in the simulation, a real garbage collector would take the pod away.
             made = await place.create("a", ONE, **await job_reference(place, owner))
             events = await watch.take(len(phases))
         await kubelet.settle()
@@ -189,13 +188,13 @@ async def test_a_pod_of_a_job_ends_by_itself(
 
 
 async def job_reference(place: Place, owner: Json) -> Json:
-    """Create a suspended Job, which no controller touches, and return the reference to it."""
+    """Create a Job that no controller here works on and return the reference to it."""
     template = {"spec": ONE | {"restartPolicy": "Never"}}
     body = {
         "apiVersion": "batch/v1",
         "kind": "Job",
         "metadata": {"name": "j"},
-        "spec": {"suspend": True, "template": template},
+        "spec": {"managedBy": "example.com/nobody", "template": template},
     }
     path = f"/apis/batch/v1/namespaces/{place.namespace}/jobs"
     job = await place.client.call("POST", path, body)

@@ -1,6 +1,7 @@
 """The manifests grant what is needed and nothing more, and set only what exists."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -256,3 +257,31 @@ def test_the_builder_is_sent_only_what_the_image_needs() -> None:
 
 def test_the_image_tells_its_version() -> None:
     assert f'org.opencontainers.image.version="{__version__}"' in " ".join(arguments("LABEL"))
+
+
+def test_the_ledger_outlives_the_container() -> None:
+    """Its folder is a volume, and nothing else on the root can be written."""
+    container = container_of(committed())
+    path = environment_of(committed())["LEDGER_PATH"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    (volume,) = (name for place, name in mounts.items() if path.startswith(f"{place}/"))
+    assert volume in {each["name"] for each in pod_of(committed())["volumes"]}
+
+
+def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Path) -> None:
+    """A kustomization elsewhere names base and component, as an overlay of a user's does."""
+    paths = {name: os.path.relpath(MANIFESTS / name, tmp_path) for name in ("base", "components")}
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [{paths['base']}]\ncomponents: [{paths['components']}/persistence]\n"
+    )
+    text = render(tmp_path)
+    if text is None:
+        pytest.skip("kubectl is not on PATH")
+    manifests = list(yaml.safe_load_all(text))
+    claim = one(manifests, "PersistentVolumeClaim")["metadata"]
+    (data,) = (volume for volume in pod_of(manifests)["volumes"] if volume["name"] == "data")
+    assert data == {"name": "data", "persistentVolumeClaim": {"claimName": claim["name"]}}
+    assert claim["namespace"] == one(manifests, "Deployment")["metadata"]["namespace"]
+    # A claimed volume is root's, unless the pod's group is given it.
+    assert pod_of(manifests)["securityContext"]["fsGroup"]

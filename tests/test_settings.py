@@ -53,6 +53,10 @@ def test_every_default_is_pinned() -> None:
         "decommission_delay": timedelta(seconds=5),
         "drain_timeout": timedelta(seconds=20),
         "cronjob_hold": timedelta(hours=25),
+        "ledger_path": None,
+        "ledger_adopt": False,
+        "reconcile_interval": timedelta(minutes=5),
+        "resync_interval": timedelta(hours=24),
         "log_level": "info",
         "log_format": "text",
     }
@@ -83,6 +87,10 @@ def test_every_variable_is_read() -> None:
         "DECOMMISSION_DELAY": "1s",
         "DRAIN_TIMEOUT": "2",
         "CRONJOB_HOLD": "3h",
+        "LEDGER_PATH": "/data/ledger.db",
+        "LEDGER_ADOPT": "true",
+        "RECONCILE_INTERVAL": "1m",
+        "RESYNC_INTERVAL": "12h",
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "Json",
     }
@@ -101,6 +109,10 @@ def test_every_variable_is_read() -> None:
         decommission_delay=timedelta(seconds=1),
         drain_timeout=timedelta(seconds=2),
         cronjob_hold=timedelta(hours=3),
+        ledger_path=Path("/data/ledger.db"),
+        ledger_adopt=True,
+        reconcile_interval=timedelta(minutes=1),
+        resync_interval=timedelta(hours=12),
         log_level="debug",
         log_format="json",
     )

@@ -44,6 +44,7 @@ FORBIDDEN_RETRY_SECONDS = 3600.0
 REJECTED_RETRY_SECONDS = 24 * 3600.0
 
 _MAX_DIGITS = 15
+_UNREADABLE = object()
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _LIMIT_WORDS = re.compile(r"rate limit|abuse|secondary limit|too many requests", re.IGNORECASE)
 
@@ -154,9 +155,9 @@ def clean_text(text: str, limit: int = MAX_REASON) -> str:
 def _judge_success(reply: Reply, record: Record) -> Answer:
     """Judge a 200 or 201: a readable body must name the record, an unreadable one can't deny it."""
     body = _json(reply)
-    if not isinstance(body, Mapping):
+    if body is _UNREADABLE:
         return Acknowledged()
-    records = body.get("deployment_records")
+    records = body.get("deployment_records") if isinstance(body, Mapping) else None
     for found in records if isinstance(records, list) else ():
         if (
             isinstance(found, Mapping)
@@ -212,13 +213,13 @@ def _http_date(text: str) -> datetime | None:
 
 
 def _json(reply: Reply) -> object:
-    """Return the decoded body, or None when it can't be read as JSON to its end."""
+    """Return the decoded body, or `_UNREADABLE` when it can't be read as JSON to its end."""
     if not reply.whole:
-        return None
+        return _UNREADABLE
     try:
         return json.loads(reply.body)
     except (ValueError, RecursionError):
-        return None
+        return _UNREADABLE
 
 
 def _message(reply: Reply) -> str:

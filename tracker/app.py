@@ -2,34 +2,42 @@
 Wiring: from settings to a running tracker, without Kopf.
 
 `Tracker` is what lives as long as the process: the inventory, the queue with its workers, the
-lists, the client for GitHub. It is told of pods (`see`, `lose`) by whoever watches them, so that
-the watch may fail and start again without any of it being lost.
+lists, the ledger, the client for GitHub. It is told of pods (`see`, `lose`) by whoever watches
+them, so that the watch may fail and start again without any of it being lost.
 """
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Mapping
+import time
+from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TextIO
+from urllib.parse import urlsplit
 
 import structlog
 
 from tracker import __version__
 from tracker.cluster import Cluster
 from tracker.delivery import Delivery, Pause
+from tracker.drift import is_mass
+from tracker.entries import Entry
 from tracker.github import GitHub
-from tracker.inventory import Inventory
-from tracker.ledger import MemoryLedger
+from tracker.inventory import Absent, Held, Inventory, Judgement
+from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
 from tracker.pods import read_pod
-from tracker.reconcile import Absences, Sightings, see_everything
-from tracker.records import Scope
+from tracker.reconcile import Absences, Reconciler, Sightings, see_everything
+from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
 
 __all__ = ["Tracker", "open_tracker"]
 
 USER_AGENT = f"deployment-tracker/{__version__}"
+GONE_SECONDS = 600.0
+"""How long a pod that a list showed to be gone stays so, whatever a late event says."""
+KEEP_DECOMMISSIONED_SECONDS = 30 * 24 * 3600.0
+"""How long the ledger remembers what was decommissioned."""
 
 _log = structlog.get_logger(__name__)
 
@@ -38,19 +46,33 @@ class Tracker:
     """
     The parts of a running tracker and the few ways into them.
 
-    Build it with `open_tracker`, which also runs and stops its tasks.
+    Build it with `open_tracker`, which also runs and stops its tasks. `foreign` says that the
+    ledger was kept for another cluster than the one of this `fingerprint`: what is absent here is
+    no deletion then.
     """
 
-    def __init__(
-        self, *, settings: Settings, cluster: Cluster, github: GitHub, stdout: TextIO
+    def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
+        self,
+        *,
+        settings: Settings,
+        cluster: Cluster,
+        github: GitHub,
+        ledger: MemoryLedger | SqliteLedger,
+        stdout: TextIO,
+        foreign: bool,
+        fingerprint: str,
     ) -> None:
         chance = random.SystemRandom().random
         self.settings = settings
         self.cluster = cluster
-        self.ledger = MemoryLedger()
+        self.ledger = ledger
         self.pause = Pause()
         self.inventory = Inventory(template=settings.dn_template)
+        self._fingerprint = fingerprint
+        self._foreign = foreign
         self._chance = chance
+        self._gone: dict[str, float] = {}
+        self._uncovered_told = False
         self._sightings = Sightings(known=self.inventory.__contains__)
         self._absences = Absences(
             lists=cluster,
@@ -62,9 +84,15 @@ class Tracker:
             cronjob_seconds=settings.cronjob_hold.total_seconds(),
             spans_namespaces="{{namespace}}" not in settings.dn_template,
         )
+        self._reconciler = Reconciler(
+            pods=cluster,
+            view=self,
+            chance=chance,
+            interval_seconds=settings.reconcile_interval.total_seconds(),
+        )
         self._delivery = Delivery(
-            judge=self.inventory.judge,
-            ledger=self.ledger,
+            judge=self._judge,
+            ledger=ledger,
             sender=github,
             absences=self._absences,
             reporter=Lines(
@@ -77,35 +105,86 @@ class Tracker:
             chance=chance,
         )
         self._tasks: list[asyncio.Task[None]] = []
-        self._shared: set[str] = set()
+
+    # What the watch tells.
 
     def see(self, raw: object) -> None:
         """Take note of a pod as the API server tells of it (decoded JSON). Never raises."""
-        pod = read_pod(raw, excluded_namespaces=self.settings.exclude_namespaces)
-        if pod.uid:
-            self._change(pod.uid, self.inventory.observe(pod))
+        self._see(raw, surely=False)
 
     def lose(self, uid: str) -> None:
         """Take note that the pod of this uid is gone."""
         self._change(uid, self.inventory.remove(uid))
+
+    def request_reconcile(self) -> None:
+        """Take note that the watch began anew: what went in the gap it will not tell."""
+        self._reconciler.request()
 
     @property
     def ready(self) -> bool:
         """Tell whether everything the cluster held at the start was seen."""
         return self.pause.is_open
 
+    # What reconcile sees and tells.
+
+    def versions(self) -> Mapping[str, int]:
+        """Return the version of each pod that was seen, by uid, as of now."""
+        return self.inventory.versions()
+
+    def standing(self) -> Collection[str]:
+        """Return the names that stand as deployed and that a list of pods can speak about."""
+        return [
+            entry.deployment_name
+            for entry in self.ledger.entries()
+            if entry.acknowledged is not None
+            and entry.acknowledged.status is Status.DEPLOYED
+            and self._covers(entry)
+        ]
+
+    def held(self, *, without: Collection[str] = ()) -> Collection[str]:
+        """Return the names that are held, or would be if the pods of these uids were gone."""
+        return self.inventory.held_names(without=without)
+
+    def see_surely(self, raw: object) -> None:
+        """Take note of a pod that was fetched."""
+        self._see(raw, surely=True)
+
+    def lose_surely(self, uid: str) -> None:
+        """Take note that a pod is gone, whatever a late event says of it."""
+        now = asyncio.get_running_loop().time()
+        self._gone = {gone: until for gone, until in self._gone.items() if until > now}
+        self._gone[uid] = now + GONE_SECONDS
+        self.lose(uid)
+
+    def look_at_all(self) -> None:
+        """
+        Have every name looked at, those of the ledger included.
+
+        Open outcomes come first. What was acknowledged long ago is posted again, so many at a
+        time that all of them are within their interval.
+        """
+        entries = sorted(self.ledger.entries(), key=lambda entry: entry.in_doubt is None)
+        for entry in entries:
+            self._delivery.touch(entry.deployment_name)
+        for name in self.inventory.names():
+            self._delivery.touch(name)
+        for entry in self._to_repost(entries):
+            self._delivery.repost(entry.deployment_name)
+
+    # Its life.
+
     def start(self) -> None:
-        """Start the tasks. None of them ever ends by itself but the first list."""
+        """Start the tasks. None of them ever ends by itself."""
         for name, work in (
-            ("first-list", self._begin()),
+            ("reconcile", self._reconcile()),
             ("delivery", self._delivery.run()),
             ("absences", self._absences.run()),
         ):
             self._tasks.append(asyncio.create_task(work, name=name))
 
     async def failure(self) -> None:
-        """Wait until a task ends that never should; raise what ended it."""
-        done, _ = await asyncio.wait(self._tasks[1:], return_when=asyncio.FIRST_COMPLETED)
+        """Wait until a task ends, which none should; raise what ended it."""
+        done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
         message = f"{', '.join(task.get_name() for task in done)} ended by itself"
@@ -130,11 +209,44 @@ class Tracker:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _begin(self) -> None:
+    async def _reconcile(self) -> None:
         await see_everything(lists=self.cluster, sightings=self._sightings, chance=self._chance)
-        names = len(self.inventory.names())
-        _log.info("in step with the cluster", pods=len(self.inventory), names=names)
+        standing = frozenset(self.standing())
+        absent = standing - frozenset(self.held())
+        if 2 * len(absent) <= len(standing):
+            # Most of what stands runs here: its address or CA may have changed, the cluster not.
+            self._foreign = False
+        if not self._foreign:
+            await self.ledger.adopt_cluster(self._fingerprint)
+        if self._foreign:
+            _log.error(
+                "the ledger was kept for another cluster (API server address or CA); what is"
+                " absent here is left as it stands. If this is the same cluster, start once with"
+                " LEDGER_ADOPT=true",
+                names=len(absent),
+            )
+        elif is_mass(absent, standing):
+            _log.warning(
+                "more than half of the names are absent; asking again before that is believed",
+                absent=len(absent),
+                standing=len(standing),
+            )
+            self._absences.doubt(absent)
+        _log.info(
+            "in step with the cluster",
+            pods=len(self.inventory),
+            names=len(self.inventory.names()),
+            standing=len(standing),
+        )
+        self.look_at_all()
         self.pause.open()
+        await self._reconciler.run()
+
+    def _see(self, raw: object, *, surely: bool) -> None:
+        pod = read_pod(raw, excluded_namespaces=self.settings.exclude_namespaces)
+        if not pod.uid or (pod.uid in self._gone and not surely):
+            return
+        self._change(pod.uid, self.inventory.observe(pod, surely=surely))
 
     def _change(self, uid: str, names: frozenset[str]) -> None:
         self._sightings.note(uid)
@@ -145,6 +257,42 @@ class Tracker:
     def _touch(self, name: str) -> None:
         self._delivery.touch(name)
 
+    def _judge(self, name: str, acknowledged: Record | None) -> Judgement:
+        """Judge a name by the inventory, but for an absence that a list can't speak about."""
+        judgement = self.inventory.judge(name, acknowledged)
+        if isinstance(judgement, Absent):
+            entry = self.ledger.get(name)
+            if entry is not None and (self._foreign or not self._covers(entry)):
+                return Held(displaced=False)
+        return judgement
+
+    def _covers(self, entry: Entry) -> bool:
+        """Tell whether the pods that are watched are all that can hold a name."""
+        watched = self.settings.namespace
+        covered = not watched or entry.workload.namespace == watched
+        if not covered and not self._uncovered_told:
+            self._uncovered_told = True
+            _log.warning(
+                "the ledger holds names of namespaces that are not watched; they are left as they"
+                " stand",
+                watched=watched,
+                example=entry.deployment_name,
+            )
+        return covered
+
+    def _to_repost(self, entries: list[Entry]) -> list[Entry]:
+        """Return the oldest of what was acknowledged a resync interval ago, a share of all."""
+        interval = self.settings.resync_interval.total_seconds()
+        oldest = asyncio.get_running_loop().time() - interval
+        due = [
+            entry
+            for entry in entries
+            if entry.acknowledged_at is not None and entry.acknowledged_at <= oldest
+        ]
+        share = 2 * len(entries) * self.settings.reconcile_interval.total_seconds() / interval
+        due.sort(key=lambda entry: entry.acknowledged_at or 0.0)
+        return due[: 1 + round(share)]
+
 
 @asynccontextmanager
 async def open_tracker(
@@ -153,7 +301,7 @@ async def open_tracker(
     """
     Yield a tracker whose tasks run; stop them and close what it opened at the end.
 
-    Raises `CredentialsError` before anything is connected to.
+    Raises `CredentialsError` or `LedgerError` before anything is connected to.
     """
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(
@@ -164,22 +312,34 @@ async def open_tracker(
                 user_agent=USER_AGENT,
             )
         )
-        server = await cluster.check_credentials()
+        endpoint = await cluster.check_credentials()
+        scope = Scope(
+            org=settings.org,
+            logical_environment=settings.logical_environment,
+            physical_environment=settings.physical_environment,
+            cluster=settings.cluster,
+        )
+        ledger = _ledger(settings, scope)
+        await stack.enter_async_context(ledger)
+        known = await ledger.seen_cluster(endpoint.fingerprint)
         github = await stack.enter_async_context(
             GitHub(
                 base_url=settings.base_url,
-                scope=Scope(
-                    org=settings.org,
-                    logical_environment=settings.logical_environment,
-                    physical_environment=settings.physical_environment,
-                    cluster=settings.cluster,
-                ),
+                scope=scope,
                 token=settings.api_token.get_secret_value(),
                 user_agent=USER_AGENT,
             )
         )
-        tracker = Tracker(settings=settings, cluster=cluster, github=github, stdout=stdout)
-        _introduce(settings, server)
+        tracker = Tracker(
+            settings=settings,
+            cluster=cluster,
+            github=github,
+            ledger=ledger,
+            stdout=stdout,
+            foreign=not known and not settings.ledger_adopt,
+            fingerprint=endpoint.fingerprint,
+        )
+        await _introduce(settings, endpoint.server, ledger)
         tracker.start()
         try:
             yield tracker
@@ -187,7 +347,20 @@ async def open_tracker(
             await tracker.stop()
 
 
-def _introduce(settings: Settings, server: str) -> None:
+def _ledger(settings: Settings, scope: Scope) -> MemoryLedger | SqliteLedger:
+    if settings.ledger_path is None:
+        return MemoryLedger()
+    identity = Identity(
+        api_host=urlsplit(settings.base_url).netloc,
+        org=scope.org,
+        logical_environment=scope.logical_environment,
+        physical_environment=scope.physical_environment,
+        cluster=scope.cluster,
+    )
+    return SqliteLedger(path=settings.ledger_path, identity=identity, wall=time.time)
+
+
+async def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLedger) -> None:
     """Say at the start who watches what, and what an operator should know of the settings."""
     for warning in settings.warnings():
         _log.warning(warning)
@@ -200,8 +373,20 @@ def _introduce(settings: Settings, server: str) -> None:
         org=settings.org,
         logical_environment=settings.logical_environment,
         cluster=settings.cluster,
+        ledger=str(settings.ledger_path or "(memory)"),
     )
-    _log.info(
-        "the ledger is in memory: a restart posts what runs once more, and what is deleted while"
-        " the tracker is down is not noticed"
-    )
+    if settings.ledger_path is None:
+        _log.info(
+            "the ledger is in memory: a restart posts what runs once more, and what is deleted"
+            " while the tracker is down is not noticed; set LEDGER_PATH"
+        )
+    if others := ledger.other_identities():
+        _log.warning(
+            "the ledger holds records of another organisation, environment, cluster or host; they"
+            " stand at GitHub as they were left",
+            records=sum(others.values()),
+            identities=", ".join(sorted(str(other) for other in others)),
+        )
+    aged = await ledger.age_out(time.time() - KEEP_DECOMMISSIONED_SECONDS)
+    if aged:
+        _log.info("forgot what was decommissioned long ago", names=aged)

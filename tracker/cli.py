@@ -49,7 +49,7 @@ def run(**flags: str | None) -> None:
     Flags may have one dash or two.
     """
     from tracker import logs
-    from tracker.errors import CredentialsError
+    from tracker.errors import CredentialsError, LedgerError, LedgerLockedError
     from tracker.settings import SettingsError, load
 
     try:
@@ -61,7 +61,10 @@ def run(**flags: str | None) -> None:
 
     try:
         sys.exit(run_tracker(settings))
-    except CredentialsError as error:
+    except LedgerLockedError as error:
+        # No mistake in the settings: the other process may end, and a later start may do.
+        _refuse([str(error)], code=EXIT_FAILURE)
+    except (CredentialsError, LedgerError) as error:
         _refuse([str(error)])
 
 
@@ -101,8 +104,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
     sys.exit(EXIT_FAILURE)  # never reached: click exits
 
 
-def _refuse(mistakes: Sequence[str]) -> NoReturn:
+def _refuse(mistakes: Sequence[str], *, code: int = EXIT_CONFIGURATION) -> NoReturn:
     """Tell what can't be used, one line each, and exit."""
     for mistake in mistakes:
         click.echo(f"deployment-tracker: {mistake}", err=True)
-    sys.exit(EXIT_CONFIGURATION)
+    sys.exit(code)

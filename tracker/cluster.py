@@ -10,18 +10,22 @@ from a quorum and not from a cache that may be behind), in pages; a list that do
 end is no list.
 """
 
+import asyncio
+import hashlib
 import json
+import math
 import os
 import ssl
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Any, Final, Self, cast
 
 import aiohttp
 import structlog
+import yaml
 from kubernetes_asyncio import client
 from kubernetes_asyncio.config import (
     ConfigException,
@@ -31,12 +35,16 @@ from kubernetes_asyncio.config import (
 from kubernetes_asyncio.config.incluster_config import SERVICE_HOST_ENV_NAME
 
 from tracker.answers import clean_text
+from tracker.drift import Listed
 from tracker.errors import CredentialsError, ListError
+from tracker.pods import read_version
 
-__all__ = ["Cluster", "Connection"]
+__all__ = ["Cluster", "Connection", "Endpoint"]
 
 PAGE: Final = 500
 """Objects asked for at once: metadata of 500 pods is well under a megabyte."""
+WATCH_APART_SECONDS: Final = 1.0
+"""Between the beginnings of two watches."""
 LIST_SECONDS: Final = 60.0
 """For one page from its first to its last byte."""
 CONNECT_SECONDS: Final = 10.0
@@ -45,6 +53,8 @@ READ_BUFFER: Final = 2**21
 METADATA_ONLY: Final = (
     "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
 )
+
+WHOLE: Final = "application/json"
 
 _log = structlog.get_logger(__name__)
 
@@ -55,6 +65,14 @@ class Connection:
 
     server: str
     session: aiohttp.ClientSession
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """An API server's address and what tells it from another: a hash of address and CA."""
+
+    server: str
+    fingerprint: str
 
 
 class Cluster:
@@ -77,7 +95,10 @@ class Cluster:
         self._environ = environ
         self._namespace = namespace
         self._user_agent = user_agent
-        self._api: client.ApiClient | None = None
+        self._apis: dict[str, client.ApiClient] = {}
+        # One list at a time: they are rare, and a login that failed is not closed under another.
+        self._turn = asyncio.Lock()
+        self._last_watch = -math.inf
 
     async def __aenter__(self) -> Self:
         return self
@@ -90,17 +111,50 @@ class Cluster:
     ) -> None:
         await self._logout()
 
-    async def check_credentials(self) -> str:
-        """Return the API server's address. Raises `CredentialsError`. Connects to nothing."""
-        return str((await self._configuration()).host)
-
-    async def connect(self) -> Connection:
-        """Read the credentials anew and return a session with them. Raises `CredentialsError`."""
+    async def check_credentials(self) -> Endpoint:
+        """Return which API server this is. Raises `CredentialsError`. Connects to nothing."""
         configuration = await self._configuration()
-        session = _session(configuration, self._user_agent)
+        server = str(configuration.host)
+        told = hashlib.sha256(server.encode())
+        if configuration.ssl_ca_cert:
+            told.update(await asyncio.to_thread(Path(configuration.ssl_ca_cert).read_bytes))
+        return Endpoint(server=server, fingerprint=told.hexdigest())
+
+    async def connect(self, *, on_list: Callable[[], None]) -> Connection:
+        """
+        Read the credentials anew and return a session with them, for watching.
+
+        Watch requests of all such sessions are spaced out, since a server that ends each watch at
+        once would be asked thousands of times a second. `on_list` is called when a list begins:
+        what goes between the end of a watch and the list that follows no watch will tell. Raises
+        `CredentialsError`.
+        """
+        configuration = await self._configuration()
+        trace = aiohttp.TraceConfig()
+
+        async def on_request_start(
+            _session: aiohttp.ClientSession,
+            _context: object,
+            request: aiohttp.TraceRequestStartParams,
+        ) -> None:
+            if not request.url.path.endswith("/pods"):
+                return
+            if "watch" in request.url.query:
+                await self._space_out()
+            elif "continue" not in request.url.query:
+                on_list()
+
+        trace.on_request_start.append(on_request_start)
+        session = _session(configuration, self._user_agent, trace)
         if token := await configuration.get_api_key_with_prefix("BearerToken"):
             session.headers["Authorization"] = token.strip()
         return Connection(server=str(configuration.host), session=session)
+
+    async def _space_out(self) -> None:
+        loop = asyncio.get_running_loop()
+        begin = max(loop.time(), self._last_watch + WATCH_APART_SECONDS)
+        self._last_watch = begin
+        await asyncio.sleep(begin - loop.time())
 
     async def pod_uids(self, namespace: str | None) -> frozenset[str]:
         """
@@ -108,47 +162,93 @@ class Cluster:
 
         The list is consistent and complete. Raises `ListError`.
         """
+        return frozenset(await self._metadata(namespace or self._namespace))
+
+    async def list_pods(self) -> Mapping[str, Listed]:
+        """Return all pods that are watched, by uid: consistent, complete. Raises `ListError`."""
+        return await self._metadata(self._namespace)
+
+    async def fetch_pods(self) -> Sequence[object]:
+        """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
+        return await self._list(self._namespace, WHOLE)
+
+    async def fetch_pod(self, namespace: str, name: str) -> object | None:
+        """Return one pod as it is, or None when there is none. Raises `ListError`."""
+        async with self._turn:
+            core = client.CoreV1Api(await self._login(WHOLE))
+            status, body = await self._ask(
+                core.read_namespaced_pod(
+                    name, namespace, _preload_content=False, _request_timeout=LIST_SECONDS
+                )
+            )
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        return _decoded(status, body, "Pod")
+
+    async def _metadata(self, namespace: str) -> dict[str, Listed]:
         try:
-            api = await self._login()
-            return frozenset(await self._list_uids(api, namespace or self._namespace))
-        except CredentialsError as error:
-            raise ListError(str(error)) from error
-        except ListError:
+            return {
+                item["metadata"]["uid"]: Listed(
+                    namespace=item["metadata"]["namespace"],
+                    name=item["metadata"]["name"],
+                    version=read_version(item["metadata"].get("resourceVersion")),
+                )
+                for item in await self._list(namespace, METADATA_ONLY)
+            }
+        except (KeyError, TypeError, AttributeError) as error:
+            message = "a list of pods lacks uids"
+            raise ListError(message) from error
+
+    async def _list(self, namespace: str, accept: str) -> list[Any]:
+        """Return the items of all pages."""
+        items: list[Any] = []
+        token = ""
+        async with self._turn:
+            core = client.CoreV1Api(await self._login(accept))
+            while True:
+                status, body = await self._ask(_page(core, namespace, token))
+                page = _decoded(status, body, "List")
+                items += page.get("items") or ()
+                metadata = page.get("metadata")
+                token = metadata.get("continue") or "" if isinstance(metadata, Mapping) else ""
+                if not token:
+                    return items
+
+    async def _ask(self, request: Awaitable[object]) -> tuple[int, bytes]:
+        """Await a request made without its content preloaded; return its status and body."""
+        try:
+            response = cast("aiohttp.ClientResponse", await request)
+            async with response:
+                status, body = response.status, await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            await self._logout()
+            said = clean_text(str(error)) or type(error).__name__
+            message = f"the API server can't be asked for pods: {said}"
+            raise ListError(message) from error
+        if status == HTTPStatus.UNAUTHORIZED:
             # A rotated token, a moved server: the next list starts from the credentials again.
             await self._logout()
-            raise
+        return status, body
 
-    async def _list_uids(self, api: client.ApiClient, namespace: str) -> list[str]:
-        core = client.CoreV1Api(api)
-        uids: list[str] = []
-        token = ""
-        while True:
+    async def _login(self, accept: str) -> client.ApiClient:
+        """Return a client that asks for one form of objects. Raises `ListError`."""
+        api = self._apis.get(accept)
+        if api is None:
             try:
-                response = await _page(core, namespace, token)
-                async with response:
-                    found, token = _read_page(response.status, await response.read())
-            except (aiohttp.ClientError, OSError) as error:
-                said = clean_text(str(error)) or type(error).__name__
-                message = f"listing pods failed: {said}"
-                raise ListError(message) from error
-            uids += found
-            if not token:
-                return uids
-
-    async def _login(self) -> client.ApiClient:
-        if self._api is None:
-            configuration = await self._configuration()
+                configuration = await self._configuration()
+            except CredentialsError as error:
+                raise ListError(str(error)) from error
             api = client.ApiClient(configuration)
             await api.rest_client.pool_manager.close()
             api.rest_client.pool_manager = _session(configuration, self._user_agent)
             api.user_agent = self._user_agent
-            api.set_default_header("Accept", METADATA_ONLY)
-            self._api = api
-        return self._api
+            api.set_default_header("Accept", accept)
+            self._apis[accept] = api
+        return api
 
     async def _logout(self) -> None:
-        if self._api is not None:
-            api, self._api = self._api, None
+        apis, self._apis = self._apis, {}
+        for api in apis.values():
             await api.close()
 
     async def _configuration(self) -> client.Configuration:
@@ -170,7 +270,15 @@ class Cluster:
                 await load_kube_config(
                     path, client_configuration=configuration, persist_config=False
                 )
-        except (ConfigException, OSError, ValueError, TypeError, KeyError) as error:
+        except (
+            ConfigException,
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            yaml.YAMLError,
+        ) as error:
             where = "the pod's ServiceAccount" if in_cluster else named or "~/.kube/config"
             message = (
                 f"no credentials for the API server in {where}: {clean_text(str(error))};"
@@ -188,7 +296,9 @@ def _check_readable(path: str) -> None:
         raise FileNotFoundError(message)
 
 
-def _session(configuration: client.Configuration, user_agent: str) -> aiohttp.ClientSession:
+def _session(
+    configuration: client.Configuration, user_agent: str, *traces: aiohttp.TraceConfig
+) -> aiohttp.ClientSession:
     """Return a session that presents the identity of a configuration."""
     tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
     if configuration.cert_file:
@@ -203,48 +313,39 @@ def _session(configuration: client.Configuration, user_agent: str) -> aiohttp.Cl
         headers={"User-Agent": user_agent},
         proxy=configuration.proxy,
         trust_env=False,
+        trace_configs=list(traces),
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=READ_BUFFER,
         timeout=aiohttp.ClientTimeout(total=LIST_SECONDS, sock_connect=CONNECT_SECONDS),
     )
 
 
-async def _page(core: client.CoreV1Api, namespace: str, token: str) -> aiohttp.ClientResponse:
-    """Ask for the next page; `token` is "" for the first. Without its content it is a response."""
+def _page(core: client.CoreV1Api, namespace: str, token: str) -> Awaitable[object]:
+    """Ask for the next page; `token` is "" for the first."""
     if namespace:
-        page = await core.list_namespaced_pod(
+        return core.list_namespaced_pod(
             namespace,
             limit=PAGE,
             _continue=token,
             _preload_content=False,
             _request_timeout=LIST_SECONDS,
         )
-    else:
-        page = await core.list_pod_for_all_namespaces(
-            limit=PAGE,
-            _continue=token,
-            _preload_content=False,
-            _request_timeout=LIST_SECONDS,
-        )
-    return cast("aiohttp.ClientResponse", page)
+    return core.list_pod_for_all_namespaces(
+        limit=PAGE, _continue=token, _preload_content=False, _request_timeout=LIST_SECONDS
+    )
 
 
-def _read_page(status: int, body: bytes) -> tuple[list[str], str]:
-    """Return the uids of a page and the token for the next, "" at the end. Raises `ListError`."""
+def _decoded(status: int, body: bytes, kind: str) -> Mapping[str, Any]:
+    """Return an object whose kind ends in `kind`. Raises `ListError` for anything else."""
     try:
-        page = json.loads(body)
+        found = json.loads(body)
     except (ValueError, RecursionError):
-        page = None
+        found = None
     if status != HTTPStatus.OK:
-        said = page.get("message") if isinstance(page, Mapping) else ""
-        message = f"the API server refused a list of pods: {status} {clean_text(str(said))}"
+        said = clean_text(str(found.get("message"))) if isinstance(found, Mapping) else ""
+        message = f"the API server refused to tell of pods: {status} {said}"
         raise ListError(message.rstrip())
-    if not isinstance(page, Mapping) or not str(page.get("kind", "")).endswith("List"):
-        message = "what answered a list of pods is not an API server"
+    if not isinstance(found, Mapping) or not str(found.get("kind")).endswith(kind):
+        message = "what answered for the API server is not one"
         raise ListError(message)
-    try:
-        uids = [item["metadata"]["uid"] for item in page["items"] or ()]
-        return uids, page["metadata"].get("continue") or ""
-    except (KeyError, TypeError, AttributeError) as error:
-        message = "a list of pods lacks uids"
-        raise ListError(message) from error
+    return found

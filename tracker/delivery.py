@@ -30,6 +30,7 @@ from tracker.entries import (
     intend,
     next_step,
 )
+from tracker.errors import TrackerError
 from tracker.inventory import Judgement
 from tracker.records import Record
 from tracker.workloads import Workload
@@ -40,6 +41,8 @@ FIRST_PAUSE_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 3600.0
 MAX_STREAK = 6
 """Limits in a row that are counted: the sixth doubling is over the longest pause."""
+LEDGER_RETRY_SECONDS = 5.0
+"""How long a name rests whose entry could not be written."""
 BROKEN_NAME_SECONDS = 60.0
 """How long a name rests after an error of ours, so that a bug can't spin."""
 
@@ -152,8 +155,9 @@ class Delivery:
     """
     The queue of names and its workers.
 
-    `judge(name, acknowledged)` says what should stand; `chance()` gives a random number in [0, 1)
-    for jitter. `run` never returns; `touch` may be called before it runs.
+    `judge(name, held)` says what should stand, `held` being what GitHub holds as far as is known;
+    `chance()` gives a random number in [0, 1) for jitter. `run` never returns; `touch` may be
+    called before it runs.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -180,6 +184,7 @@ class Delivery:
         self._queued: set[str] = set()
         self._busy: set[str] = set()
         self._again: set[str] = set()
+        self._reposts: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     @property
@@ -196,6 +201,11 @@ class Delivery:
         elif name not in self._queued:
             self._queued.add(name)
             self._queue.put_nowait(name)
+
+    def repost(self, name: str) -> None:
+        """Have what is acknowledged of a name posted again, in case GitHub lost it."""
+        self._reposts.add(name)
+        self.touch(name)
 
     async def run(self) -> None:
         """Work for ever."""
@@ -235,6 +245,10 @@ class Delivery:
             self._busy.add(name)
             try:
                 await self._advance(name)
+            except TrackerError as error:
+                # The ledger could not be written: what was not written has not happened.
+                _log.error("put off", deployment_name=name, reason=str(error))
+                self._look_again(name, asyncio.get_running_loop().time() + LEDGER_RETRY_SECONDS)
             except Exception:  # noqa: BLE001 - the top of a worker's loop, told and looked at again
                 # Whatever one name can do to us, the others go on; it is looked at again later.
                 _log.exception("name failed", deployment_name=name)
@@ -251,7 +265,7 @@ class Delivery:
         await self._pause.passed()
         now = asyncio.get_running_loop().time()
         entry = self._ledger.get(name)
-        judgement = self._judge(name, None if entry is None else entry.acknowledged)
+        judgement = self._judge(name, None if entry is None else entry.held)
         step = next_step(
             judgement, entry, absence_confirmed=self._absences.confirmed(name), now=now
         )
@@ -268,10 +282,19 @@ class Delivery:
                 await self._ledger.forget(name)
             case Nothing():
                 self._absences.withdraw(name)
+                if name in self._reposts and entry is not None and entry.acknowledged is not None:
+                    again = Send(
+                        record=entry.acknowledged,
+                        workload=entry.workload,
+                        container=entry.container,
+                    )
+                    await self._send(entry, again)
+                    self.touch(name)
             case _:
                 assert_never(step)
 
     async def _send(self, entry: Entry | None, send: Send) -> None:
+        self._reposts.discard(send.record.deployment_name)
         intended = intend(entry, send)
         await self._ledger.put(intended)
         answer = await self._sender.send(send.record)

@@ -104,6 +104,11 @@ class Entry:
         """Return what may have landed, or may yet land, without our knowing."""
         return self.sent if self.state in {State.SENDING, State.OPEN} else self.unsettled
 
+    @property
+    def held(self) -> Record | None:
+        """Return what GitHub holds as far as is known: what it said, else what it may hold."""
+        return self.acknowledged or self.in_doubt
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Send:
@@ -256,10 +261,9 @@ def _step_deployed(
 
 def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> Step:
     """Return the way to a decommission of what GitHub holds, or may hold, under the name."""
-    held = entry.acknowledged or entry.in_doubt
-    if held is None:
+    if entry.held is None:
         return Forget()
-    record = held.decommissioned()
+    record = entry.held.decommissioned()
     if entry.acknowledged == record and entry.in_doubt is None:
         return _settle(entry, now)
     if not confirmed:
@@ -301,7 +305,7 @@ def _settle_at(entry: Entry, now: float) -> float | None:
 
 
 def _stands(entry: Entry) -> bool:
-    return entry.acknowledged is not None and entry.acknowledged.status is Status.DEPLOYED
+    return entry.held is not None and entry.held.status is Status.DEPLOYED
 
 
 def _not_found_delay(attempts: int, chance: float) -> float:

@@ -2,13 +2,27 @@
 What can go wrong outside of us, in the words of whoever has to mend it.
 
     TrackerError
-    ├── CredentialsError   no way to the API server is configured
-    └── ListError          a list of pods could not be had
+    ├── CredentialsError        no way to the API server is configured
+    ├── ListError               a list of pods could not be had
+    └── LedgerError             the ledger's file can't be used
+        ├── LedgerLockedError   another process has it
+        ├── LedgerNewerError    a newer version wrote it
+        ├── LedgerUnusableError its place can't hold a ledger
+        └── LedgerWriteError    a write failed while the tracker ran
 
 What GitHub says is not here: expected answers are values (`tracker.answers`).
 """
 
-__all__ = ["CredentialsError", "ListError", "TrackerError"]
+__all__ = [
+    "CredentialsError",
+    "LedgerError",
+    "LedgerLockedError",
+    "LedgerNewerError",
+    "LedgerUnusableError",
+    "LedgerWriteError",
+    "ListError",
+    "TrackerError",
+]
 
 
 class TrackerError(Exception):
@@ -21,3 +35,27 @@ class CredentialsError(TrackerError):
 
 class ListError(TrackerError):
     """A list could not be had; the text says why."""
+
+
+class LedgerError(TrackerError):
+    """The ledger's file can't be used; the text names it, the cause and what to do."""
+
+
+class LedgerLockedError(LedgerError):
+    """Another process has the ledger: there is never more than one writer."""
+
+
+class LedgerNewerError(LedgerError):
+    """A newer version of this program wrote the ledger; the file was not touched."""
+
+
+class LedgerUnusableError(LedgerError):
+    """The ledger could not be opened where it was asked for."""
+
+
+class LedgerWriteError(LedgerError):
+    """
+    An entry could not be written in mid-run: what `get` returns is unchanged.
+
+    The ledger goes on: a later write works once its cause is gone.
+    """

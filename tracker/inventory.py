@@ -85,11 +85,21 @@ class Inventory:
         """Tell whether the pod of this uid was seen and has not gone, recorded or skipped."""
         return uid in self._pods
 
-    def observe(self, pod: Pod | Skipped) -> frozenset[str]:
-        """Take note of what a pod is now; return the deployment names this may change."""
+    def observe(self, pod: Pod | Skipped, *, surely: bool = False) -> frozenset[str]:
+        """
+        Take note of what a pod is now; return the deployment names this may change.
+
+        A state that is older than the one that is known is passed over, since lists and watches
+        overtake each other; `surely` takes it all the same (a restored cluster counts anew).
+        """
         known = self._pods.get(pod.uid)
-        if known == pod:
-            return frozenset()
+        if known is not None:
+            if pod.version < known.version and not surely:
+                return frozenset()
+            if known == pod:
+                # Only the version is new: nothing to be looked at, but to be remembered.
+                self._pods[pod.uid] = pod
+                return frozenset()
         before = self._withdraw(pod.uid)
         self._pods[pod.uid] = pod
         return before | self._declare(pod) if isinstance(pod, Pod) else before
@@ -99,6 +109,18 @@ class Inventory:
         names = self._withdraw(uid)
         self._pods.pop(uid, None)
         return names
+
+    def versions(self) -> dict[str, int]:
+        """Return the resourceVersion of each pod by uid, as of now."""
+        return {uid: pod.version for uid, pod in self._pods.items()}
+
+    def held_names(self, *, without: Collection[str] = ()) -> frozenset[str]:
+        """Return the names that are held, or that would be if the pods of these uids were gone."""
+        return frozenset(
+            name
+            for name, claims in self._claims.items()
+            if any(claim.pod.holds and uid not in without for uid, claim in claims.items())
+        )
 
     def names(self) -> Collection[str]:
         """Return the deployment names that pods declare."""

@@ -1,36 +1,478 @@
 """
-What GitHub acknowledged, kept in memory.
+What GitHub acknowledged and what is on its way there, by deployment name.
 
-The ledger is what makes a restart quiet and a stop harmless, as far as it outlives the process.
-This one does not: after a restart everything that runs is posted again, and what was deleted
-meanwhile is not noticed.
+The ledger is what makes a restart quiet and a stop harmless: delivery writes an intent before
+bytes leave and an acknowledgement after GitHub gave it, and goes on only when that is kept.
+`MemoryLedger` keeps it for as long as the process lives: after a restart everything that runs is
+posted again, and what was deleted meanwhile is not noticed. `SqliteLedger` keeps it in a file.
+
+Both answer `get` from memory, and the file's ledger holds nothing there that is not durable. All
+file work is done by one thread that owns the connection, so nothing ever blocks the event loop;
+everything that waits for that thread goes into one transaction, so a slow disk makes for larger
+transactions, not for a longer queue.
+
+    put ─┐                           ┌─▶ memory, then each waiter
+    put ─┼─▶ queue ─▶ writer thread ─┤       (on the loop)
+    put ─┘      one transaction      └─▶ LedgerWriteError for each, memory unchanged
 """
 
-from collections.abc import Collection
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType, TracebackType
+from typing import Self, TypeVar
+
+import structlog
 
 from tracker.entries import Entry
+from tracker.errors import LedgerError, LedgerWriteError
+from tracker.ledger_file import OpenFile, explain, open_file
+from tracker.ledger_schema import (
+    DELETE_ENTRY,
+    DELETE_OLD_ENTRY,
+    UPDATE_FINGERPRINT,
+    UPSERT_ENTRY,
+    UPSERT_PAUSE,
+    Contents,
+    Identity,
+    Moment,
+    Value,
+    entry_row,
+    migrate,
+    read_contents,
+)
+from tracker.records import Status
 
-__all__ = ["MemoryLedger"]
+__all__ = ["Identity", "MemoryLedger", "SqliteLedger"]
+
+PATIENCE_SECONDS = 2.0
+"""How long another process that has the file is waited for."""
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
 
 
-class MemoryLedger:
-    """Entries by deployment name, for as long as the process lives."""
+class _Mirror:
+    """The ledger's state in memory, and everything that is only read from it."""
 
     def __init__(self) -> None:
         self._entries: dict[str, Entry] = {}
+        self._written_at: dict[str, float] = {}
+        self._fingerprint: str | None = None
+        self._others: Mapping[Identity, int] = MappingProxyType({})
+        self._pause_until = 0.0
 
     def get(self, name: str) -> Entry | None:
         """Return the entry of a name, or None when there is none."""
         return self._entries.get(name)
 
     def entries(self) -> Collection[Entry]:
-        """Return all entries."""
-        return self._entries.values()
+        """Return all entries, as they are now."""
+        return tuple(self._entries.values())
+
+    def other_identities(self) -> Mapping[Identity, int]:
+        """Return how many entries the ledger has of other identities; they are never touched."""
+        return self._others
+
+    @property
+    def pause_until(self) -> float:
+        """Return the wall time (seconds since the epoch) before which nothing is sent, or 0."""
+        return self._pause_until
+
+    def _keep(self, entry: Entry, written_at: float) -> None:
+        self._entries[entry.deployment_name] = entry
+        self._written_at[entry.deployment_name] = written_at
+
+    def _drop(self, name: str) -> None:
+        self._entries.pop(name, None)
+        self._written_at.pop(name, None)
+
+    def _aged(self, before_wall: float) -> list[str]:
+        return [
+            name
+            for name, entry in self._entries.items()
+            if self._written_at[name] < before_wall and _is_over(entry)
+        ]
+
+    def _is_of(self, fingerprint: str) -> bool:
+        """Tell whether what is held can be of this cluster."""
+        return self._fingerprint in {None, fingerprint} or not self._entries
+
+
+class MemoryLedger(_Mirror):
+    """
+    Entries for as long as the process lives.
+
+    `wall()` returns the time in seconds since the epoch.
+    """
+
+    def __init__(self, *, wall: Callable[[], float] = time.time) -> None:
+        super().__init__()
+        self._wall = wall
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Do nothing: there is nothing to close."""
 
     async def put(self, entry: Entry) -> None:
         """Write an entry."""
-        self._entries[entry.deployment_name] = entry
+        self._keep(entry, self._wall())
 
     async def forget(self, name: str) -> None:
         """Drop the entry of a name."""
-        self._entries.pop(name, None)
+        self._drop(name)
+
+    async def seen_cluster(self, fingerprint: str) -> bool:
+        """Note the cluster; return False when the entries are of another one."""
+        if not self._is_of(fingerprint):
+            return False
+        await self.adopt_cluster(fingerprint)
+        return True
+
+    async def adopt_cluster(self, fingerprint: str) -> None:
+        """Take the entries for those of this cluster."""
+        self._fingerprint = fingerprint
+
+    async def set_pause_until(self, wall_time: float) -> None:
+        """Keep the wall time before which nothing is sent; 0 for none."""
+        self._pause_until = wall_time
+
+    async def age_out(self, before_wall: float) -> int:
+        """Drop what is over and was last written before that wall time; return how many."""
+        names = self._aged(before_wall)
+        for name in names:
+            self._drop(name)
+        return len(names)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Write:
+    """
+    Statements that are committed together, and what follows.
+
+    `apply` is called on the loop after the commit, with the number of rows that each statement
+    changed; what it returns is the waiter's.
+    """
+
+    statements: Sequence[tuple[str, Sequence[Value]]]
+    apply: Callable[[Sequence[int]], int]
+    done: asyncio.Future[int]
+
+
+class SqliteLedger(_Mirror):
+    """
+    Entries in a SQLite file at `path`; an async context manager that opens and closes it.
+
+    Entries are those of `identity`; those of others are counted. `wall()` returns the time in
+    seconds since the epoch. The file is readable to its owner alone, and so is its folder if it
+    is created here. It must be on a local disk: on NFS and its like neither the lock nor
+    the write-ahead log can be trusted.
+
+    `on_step(name)` is called in the writer thread, for tests that stop it there: `migrating`
+    before a migration's commit; `begin` before a transaction, `before-commit` and `after-commit`.
+
+    Opening raises LedgerLockedError when another process has the file for longer than
+    `patience_seconds`, LedgerNewerError, or LedgerUnusableError. Each write raises
+    LedgerWriteError when it could not be kept; the ledger then holds what it held before, and
+    goes on.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: Path,
+        identity: Identity,
+        wall: Callable[[], float] = time.time,
+        on_step: Callable[[str], None] | None = None,
+        patience_seconds: float = PATIENCE_SECONDS,
+    ) -> None:
+        super().__init__()
+        self._path = path
+        self._identity = identity
+        self._wall = wall
+        self._step = on_step if on_step is not None else _no_step
+        self._patience_seconds = patience_seconds
+        self._identity_id = 0
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._ended: asyncio.Future[None] | None = None
+        self._accepts = False
+        self._failure: str | None = None
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        opened: asyncio.Future[Contents] = loop.create_future()
+        self._ended = loop.create_future()
+        # A daemon: a program that ends without closing the ledger must end, and the file is made
+        # for being left at any moment.
+        self._thread = threading.Thread(
+            target=self._run, args=(loop, self._now(), opened), name="ledger", daemon=True
+        )
+        self._thread.start()
+        try:
+            contents = await opened
+        except BaseException:
+            await self.close()
+            raise
+        self._identity_id = contents.identity_id
+        self._others = MappingProxyType(contents.others)
+        self._fingerprint = contents.fingerprint
+        self._pause_until = contents.pause_until
+        for entry, written_at in contents.entries:
+            self._keep(entry, written_at)
+        self._accepts = True
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Write what waits, close the file and let go of the lock. Later writes are refused."""
+        if self._thread is None or self._ended is None:
+            return
+        self._accepts = False
+        self._queue.put(None)
+        await asyncio.shield(self._ended)
+        self._thread.join()  # it did its last act before
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the last write failed, or None when it was kept."""
+        return self._failure
+
+    async def put(self, entry: Entry) -> None:
+        """
+        Write an entry; it is durable when this returns.
+
+        A caller that is cancelled meanwhile does not take the write back.
+        """
+        now = self._now()
+        try:
+            row = entry_row(self._identity_id, entry, now)
+        except UnicodeEncodeError as error:
+            raise LedgerWriteError(
+                f"the ledger can't hold {entry.deployment_name!a}: it has text that is no Unicode"
+            ) from error
+
+        def apply(_: Sequence[int]) -> int:
+            self._keep(entry, now.wall)
+            return 1
+
+        await self._write([(UPSERT_ENTRY, row)], apply)
+
+    async def forget(self, name: str) -> None:
+        """Drop the entry of a name, durably."""
+
+        def apply(counts: Sequence[int]) -> int:
+            self._drop(name)
+            return sum(counts)
+
+        await self._write([(DELETE_ENTRY, (self._identity_id, name))], apply)
+
+    async def seen_cluster(self, fingerprint: str) -> bool:
+        """
+        Note the cluster; return False when the entries are of another one.
+
+        That a name is absent here says nothing then. Nothing is noted in that case, so that it
+        is told again at each start until `adopt_cluster` is called.
+        """
+        if not self._is_of(fingerprint):
+            return False
+        if self._fingerprint != fingerprint:
+            await self.adopt_cluster(fingerprint)
+        return True
+
+    async def adopt_cluster(self, fingerprint: str) -> None:
+        """Take the entries for those of this cluster from now on."""
+
+        def apply(counts: Sequence[int]) -> int:
+            self._fingerprint = fingerprint
+            return sum(counts)
+
+        await self._write([(UPDATE_FINGERPRINT, (fingerprint, self._identity_id))], apply)
+
+    async def set_pause_until(self, wall_time: float) -> None:
+        """Keep the wall time before which nothing is sent to this API host; 0 for none."""
+
+        def apply(counts: Sequence[int]) -> int:
+            self._pause_until = wall_time
+            return sum(counts)
+
+        await self._write([(UPSERT_PAUSE, (self._identity.api_host, wall_time))], apply)
+
+    async def age_out(self, before_wall: float) -> int:
+        """
+        Drop what is over and was last written before that wall time; return how many.
+
+        Over is an entry whose acknowledged record is decommissioned, with nothing in doubt and no
+        second post due.
+        """
+        names = self._aged(before_wall)
+        if not names:
+            return 0
+
+        def apply(counts: Sequence[int]) -> int:
+            # One that was written while this waited is not old any more, and stays.
+            for name, count in zip(names, counts, strict=True):
+                if count:
+                    self._drop(name)
+            return sum(counts)
+
+        return await self._write(
+            [(DELETE_OLD_ENTRY, (self._identity_id, name, before_wall)) for name in names], apply
+        )
+
+    async def _write(
+        self,
+        statements: Sequence[tuple[str, Sequence[Value]]],
+        apply: Callable[[Sequence[int]], int],
+    ) -> int:
+        if not self._accepts:
+            raise LedgerWriteError(f"the ledger {self._path} is closed: nothing is written")
+        done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._queue.put(_Write(statements=statements, apply=apply, done=done))
+        return await done
+
+    def _now(self) -> Moment:
+        return Moment(loop=asyncio.get_running_loop().time(), wall=self._wall())
+
+    def _committed(self, batch: Iterable[tuple[_Write, Sequence[int]]]) -> None:
+        """Take over what is durable now. Called on the loop, in the order of the commits."""
+        if self._failure is not None:
+            self._failure = None
+            _log.info("the ledger is written again", path=str(self._path))
+        for write, counts in batch:
+            result = write.apply(counts)
+            if not write.done.done():  # else its waiter was cancelled
+                write.done.set_result(result)
+
+    def _failed(self, batch: Iterable[_Write], reason: str) -> None:
+        """Tell the waiters. Called on the loop."""
+        message = (
+            f"the ledger {self._path} could not be written ({reason}): nothing is sent without it"
+        )
+        if self._failure is None:  # once, not at each attempt
+            _log.error(message)
+        self._failure = reason
+        for write in batch:
+            if not write.done.done():
+                write.done.set_exception(LedgerWriteError(message))
+
+    # What follows runs in the writer thread.
+
+    def _run(
+        self, loop: asyncio.AbstractEventLoop, now: Moment, opened: asyncio.Future[Contents]
+    ) -> None:
+        def prepare(connection: sqlite3.Connection) -> Contents:
+            migrate(connection, step=self._step)
+            return read_contents(connection, self._identity, now)
+
+        try:
+            file = open_file(self._path, prepare=prepare, patience_seconds=self._patience_seconds)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it is the opener's
+            _call(loop, _set_exception, opened, error)
+        else:
+            _call(loop, _set_result, opened, file.contents)
+            self._serve(loop, file)
+        finally:
+            if self._ended is not None:
+                _call(loop, _set_result, self._ended, None)
+
+    def _serve(self, loop: asyncio.AbstractEventLoop, file: OpenFile[Contents]) -> None:
+        """Commit what comes, everything that waits at once, until None comes."""
+        ends = False
+        while not ends:
+            waiting = [self._queue.get()]
+            with suppress(queue.Empty):
+                while True:
+                    waiting.append(self._queue.get_nowait())
+            batch = [write for write in waiting if write is not None]
+            ends = len(batch) < len(waiting)
+            if not batch:
+                continue
+            try:
+                counts = self._commit(file, batch)
+            except Exception as error:  # noqa: BLE001 - the top of the thread's loop; waiters get it
+                _call(loop, self._failed, batch, explain(error))
+            else:
+                _call(loop, self._committed, list(zip(batch, counts, strict=True)))
+        try:
+            file.close()
+        except sqlite3.Error as error:
+            # What was acknowledged is in the write-ahead log; the next start finds it there.
+            _log.warning("the ledger was not closed well", reason=explain(error))
+
+    def _commit(self, file: OpenFile[Contents], batch: Iterable[_Write]) -> list[list[int]]:
+        """Return, for each write and statement, how many rows it changed."""
+        self._step("begin")
+        if not file.is_in_place():
+            # SQLite would go on writing to a file that no restart will find.
+            raise LedgerError("the file was moved or deleted; restart to begin a new one")
+        connection = file.connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            counts = [
+                [connection.execute(sql, values).rowcount for sql, values in write.statements]
+                for write in batch
+            ]
+            self._step("before-commit")
+            connection.execute("COMMIT")
+        except BaseException:
+            # Some errors roll back by themselves, and a rollback may fail on the same broken disk.
+            with suppress(sqlite3.Error):
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            raise
+        self._step("after-commit")
+        return counts
+
+
+def _is_over(entry: Entry) -> bool:
+    """Tell whether nothing of an entry is of use but as a memory of what was."""
+    return (
+        entry.acknowledged is not None
+        and entry.acknowledged.status is Status.DECOMMISSIONED
+        and entry.in_doubt is None
+        and entry.settle_at is None
+    )
+
+
+def _no_step(_: str) -> None:
+    """Stand for `on_step` when there is none."""
+
+
+def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *args: object) -> None:
+    """Have it called on the loop, if there still is one."""
+    with suppress(RuntimeError):  # the loop was closed and nobody waits any more
+        loop.call_soon_threadsafe(callback, *args)
+
+
+def _set_result(future: asyncio.Future[_T], result: _T) -> None:
+    if not future.done():
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[_T], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

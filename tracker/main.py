@@ -67,7 +67,8 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     )
     await asyncio.sleep(delay_after(quick, 1.0) if quick else 0)
     memo.update(logins=logins + 1, quick_logins=quick, login_at=now)
-    connection = await memo["tracker"].cluster.connect()
+    tracker: Tracker = memo["tracker"]
+    connection = await tracker.cluster.connect(on_list=tracker.request_reconcile)
     return kopf.AiohttpSession(
         server=connection.server, aiohttp_session=connection.session, priority=logins
     )

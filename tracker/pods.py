@@ -8,7 +8,7 @@ records, so an event that changes nothing of this costs nothing further.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 
@@ -16,11 +16,13 @@ from tracker.annotations import is_ignored
 from tracker.images import Image, SkipReason, resolve_image
 from tracker.workloads import Owner, Workload, workload_of
 
-__all__ = ["Container", "Pod", "Skipped", "read_pod"]
+__all__ = ["Container", "Pod", "Skipped", "read_pod", "read_version"]
 
 MIRROR = "kubernetes.io/config.mirror"
 """Annotation of the API server's copy of a static pod, which a node runs on its own account."""
 FINISHED = frozenset({"Succeeded", "Failed"})
+MAX_VERSION = 20
+"""Digits of a resourceVersion: etcd's are 64 bits wide."""
 _EPOCH = datetime.fromtimestamp(0, tz=UTC)
 
 
@@ -43,7 +45,8 @@ class Pod:
 
     `created` is its creationTimestamp (aware, UTC, whole seconds). `terminating` says that it has
     a deletionTimestamp. `containers` are in the order in which one of them wins a name that they
-    share: those of the spec, then sidecars, then init containers.
+    share: those of the spec, then sidecars, then init containers. `version` is its resourceVersion
+    as a number (0: none); it says which of two states is newer, not what the pod is.
     """
 
     uid: str
@@ -54,6 +57,7 @@ class Pod:
     terminating: bool
     workload: Workload
     containers: tuple[Container, ...]
+    version: int = field(default=0, compare=False)
 
     @property
     def holds(self) -> bool:
@@ -79,6 +83,7 @@ class Skipped:
     namespace: str
     name: str
     reason: SkipReason
+    version: int = field(default=0, compare=False)
 
 
 def read_pod(raw: object, *, excluded_namespaces: tuple[str, ...] = ()) -> Pod | Skipped:
@@ -96,8 +101,10 @@ def read_pod(raw: object, *, excluded_namespaces: tuple[str, ...] = ()) -> Pod |
     created = _time(metadata.get("creationTimestamp"))
     owners = tuple(_controllers(metadata))
 
+    version = read_version(metadata.get("resourceVersion"))
+
     def skipped(reason: SkipReason) -> Skipped:
-        return Skipped(uid=uid, namespace=namespace, name=name, reason=reason)
+        return Skipped(uid=uid, namespace=namespace, name=name, reason=reason, version=version)
 
     if not (uid and namespace and name) or created is None:
         return skipped(SkipReason.MALFORMED)
@@ -120,7 +127,19 @@ def read_pod(raw: object, *, excluded_namespaces: tuple[str, ...] = ()) -> Pod |
         terminating=bool(metadata.get("deletionTimestamp")),
         workload=workload,
         containers=tuple(_containers(_mapping(pod.get("spec")), status)),
+        version=version,
     )
+
+
+def read_version(value: object) -> int:
+    """
+    Return a resourceVersion as a number, 0 for what is none.
+
+    Versions of one resource type can be compared as numbers since Kubernetes 1.35:
+    https://kubernetes.io/docs/reference/using-api/api-concepts/#resource-versions
+    """
+    text = _text(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_VERSION else 0
 
 
 def _containers(spec: Mapping[str, object], status: Mapping[str, object]) -> Iterator[Container]:

@@ -1,33 +1,45 @@
 """
 Holding what was seen against what is there.
 
-A watch tells what changes; only a list tells what is there, and what is not. Two questions need
+A watch tells what changes; only a list tells what is there, and what is not. Three questions need
 one. At the start: has everything that the cluster held been seen? Nothing is sent before, since
-half a picture makes a deployment in mid-rollout look like its older half. And before a
-decommission: is what is not seen any more really gone, or has the watch not brought it yet?
-GitHub can't be asked to delete a record, so the second answer is never a guess.
+half a picture makes a deployment in mid-rollout look like its older half. Before a decommission:
+is what is not seen any more really gone, or has the watch not brought it yet? GitHub can't be
+asked to delete a record, so the answer is never a guess. And now and then, and whenever the watch
+began anew: what did the watch not tell? A pod that was deleted in a gap gives no event, ever.
 
-Both are answered the same way: a consistent list of the pods' uids, and then waiting until each
-of them was seen, or a later list lacks it too. A list that can't be had changes nothing.
+The first two are answered the same way: a consistent list of the pods' uids, and then waiting
+until each of them was seen, or a later list lacks it too. For the third (`Reconciler`) what was
+seen is noted, then listed, and the difference believed. A list that can't be had, or does not come
+to its end, changes nothing.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import structlog
 
 from tracker.backoff import delay_after
+from tracker.drift import Listed, drift_of, is_mass
 from tracker.errors import ListError
 from tracker.workloads import Workload
 
-__all__ = ["Absences", "Lists", "Sightings", "see_everything"]
+__all__ = ["Absences", "Lists", "Pods", "Reconciler", "Sightings", "View", "see_everything"]
 
 PATIENCE_SECONDS = 1.0
 """How long the watch may bring nothing of what a list holds before the list is asked for again."""
 MAX_LISTS_APART = 5
 """Names of more namespaces than this are confirmed by one list of all, not by one each."""
+SECOND_LIST_SECONDS = 30.0
+"""How much later a second list must agree before a mass of absences is believed."""
+LAG_SECONDS = 5.0
+"""How long the watch may take to bring what a list showed before it is fetched."""
+MAX_FETCHES = 50
+"""Of more pods than this one list of all is fetched, not each by itself."""
+CALM_SECONDS = 5.0
+"""Before each pass: a watch that begins anew has much to bring, and may do so again and again."""
 CRONJOB_LOOK_SECONDS = 60.0
 """How often a name of a CronJob that is held is looked at again."""
 
@@ -153,6 +165,7 @@ class Absences:
         self._spans_namespaces = spans_namespaces
         self._wanted: dict[str, _Wanted] = {}
         self._confirmed: set[str] = set()
+        self._doubted: set[str] = set()
         self._changed = asyncio.Event()
 
     def confirmed(self, name: str) -> bool:
@@ -165,15 +178,19 @@ class Absences:
         wanted = self._wanted.get(name)
         if wanted is not None and wanted.absent == absent:
             return
-        self._wanted[name] = _Wanted(
-            workload=workload, since=now, due=now + self._delay, absent=absent
-        )
+        delay = max(self._delay, SECOND_LIST_SECONDS) if name in self._doubted else self._delay
+        self._wanted[name] = _Wanted(workload=workload, since=now, due=now + delay, absent=absent)
         self._changed.set()
+
+    def doubt(self, names: Iterable[str]) -> None:
+        """Take a list's word for the absence of these names only when a later one agrees."""
+        self._doubted.update(names)
 
     def withdraw(self, name: str) -> None:
         """Drop what was wanted and found out about a name: a pod event makes it count no more."""
         self._wanted.pop(name, None)
         self._confirmed.discard(name)
+        self._doubted.discard(name)
 
     async def run(self) -> None:
         """Confirm what is wanted, for ever."""
@@ -252,3 +269,151 @@ class Absences:
         if self._spans_namespaces or len(namespaces) > MAX_LISTS_APART:
             return [(None, list(due))]
         return list(namespaces.items())
+
+
+class Pods(Protocol):
+    """Reads pods from the API server."""
+
+    async def list_pods(self) -> Mapping[str, Listed]:
+        """Return all pods that are watched, by uid: consistent, complete. Raises `ListError`."""
+        ...
+
+    async def fetch_pods(self) -> Sequence[object]:
+        """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
+        ...
+
+    async def fetch_pod(self, namespace: str, name: str) -> object | None:
+        """Return one pod as it is, or None when there is none. Raises `ListError`."""
+        ...
+
+
+class View(Protocol):
+    """What was seen of the cluster, and what stands at GitHub."""
+
+    def versions(self) -> Mapping[str, int]:
+        """Return the version of each pod that was seen, by uid, as of now."""
+        ...
+
+    def standing(self) -> Collection[str]:
+        """Return the names that stand as deployed and that a list of pods can speak about."""
+        ...
+
+    def held(self, *, without: Collection[str] = ()) -> Collection[str]:
+        """Return the names that are held, or would be if the pods of these uids were gone."""
+        ...
+
+    def see_surely(self, raw: object) -> None:
+        """Take note of a pod that was fetched."""
+        ...
+
+    def lose_surely(self, uid: str) -> None:
+        """Take note that a pod is gone, whatever a late event says of it."""
+        ...
+
+    def look_at_all(self) -> None:
+        """Have every name looked at, those of the ledger included."""
+        ...
+
+
+class Reconciler:
+    """
+    The loop that finds what the watch did not tell.
+
+    It runs every `interval_seconds` (with a tenth of jitter) and soon after each `request`.
+    """
+
+    def __init__(
+        self,
+        *,
+        pods: Pods,
+        view: View,
+        chance: Callable[[], float],
+        interval_seconds: float,
+    ) -> None:
+        self._pods = pods
+        self._view = view
+        self._chance = chance
+        self._interval = interval_seconds
+        self._requested = asyncio.Event()
+        self.passes = 0
+
+    def request(self) -> None:
+        """Have a pass soon: the watch began anew, and what went meanwhile it does not tell."""
+        self._requested.set()
+
+    async def run(self) -> None:
+        """Reconcile for ever."""
+        attempts = 0
+        while True:
+            pause = self._interval * (0.9 + 0.2 * self._chance())
+            if attempts:
+                pause = min(pause, delay_after(attempts, self._chance()))
+            try:
+                async with asyncio.timeout(pause):
+                    await self._requested.wait()
+            except TimeoutError:
+                pass
+            await asyncio.sleep(CALM_SECONDS)
+            self._requested.clear()
+            try:
+                await self.once()
+            except ListError as error:
+                attempts += 1
+                _log.warning("reconcile put off", reason=str(error), attempts=attempts)
+            else:
+                attempts = 0
+
+    async def once(self) -> None:
+        """
+        Compare what was seen with what is there, once, and mend what differs.
+
+        Raises `ListError`; nothing was changed then but what was fetched already.
+        """
+        seen = self._view.versions()
+        listed = await self._pods.list_pods()
+        drift = drift_of(seen, listed)
+        gone = await self._believed(drift.gone)
+        for uid in gone:
+            self._view.lose_surely(uid)
+        fetched = await self._fetch(listed, drift.lacking)
+        self._view.look_at_all()
+        self.passes += 1
+        level = _log.info if gone or fetched else _log.debug
+        level("reconciled", pods=len(listed), gone=len(gone), fetched=fetched)
+
+    async def _believed(self, gone: frozenset[str]) -> frozenset[str]:
+        """Return which of the pods that a list lacks have gone; a mass takes a second list."""
+        standing = frozenset(self._view.standing())
+        absent = standing - frozenset(self._view.held(without=gone))
+        if not gone or not is_mass(absent, standing):
+            return gone
+        _log.warning(
+            "more than half of the names are absent from a list of pods; asking again",
+            absent=len(absent),
+            standing=len(standing),
+            retry_seconds=SECOND_LIST_SECONDS,
+        )
+        await asyncio.sleep(SECOND_LIST_SECONDS)
+        return gone - (await self._pods.list_pods()).keys()
+
+    async def _fetch(self, listed: Mapping[str, Listed], lacking: frozenset[str]) -> int:
+        """Fetch what the watch does not bring by itself; return how many pods that were."""
+        late = lacking
+        deadline = asyncio.get_running_loop().time() + LAG_SECONDS
+        while late and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(PATIENCE_SECONDS)
+            late = self._behind(listed, late)
+        if len(late) > MAX_FETCHES:
+            for raw in await self._pods.fetch_pods():
+                self._view.see_surely(raw)
+        else:
+            for uid in late:
+                pod = listed[uid]
+                raw = await self._pods.fetch_pod(pod.namespace, pod.name)
+                if raw is not None:
+                    self._view.see_surely(raw)
+        return len(late)
+
+    def _behind(self, listed: Mapping[str, Listed], uids: Iterable[str]) -> frozenset[str]:
+        seen = self._view.versions()
+        return frozenset(uid for uid in uids if seen.get(uid, -1) < listed[uid].version)

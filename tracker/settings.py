@@ -337,6 +337,43 @@ class Settings(BaseSettings):
         ),
         examples=["25h"],
     )
+    ledger_path: Path | None = Field(
+        default=None,
+        description=(
+            "File that keeps what GitHub acknowledged (SQLite; on a local disk, never on NFS). "
+            "Empty: in memory, so that a restart posts everything once more and does not notice "
+            "what was deleted while it was down."
+        ),
+        examples=["/data/ledger.db"],
+    )
+    ledger_adopt: bool = Field(
+        default=False,
+        description=(
+            "Set to true for one start when the ledger was kept for another API server address or "
+            "CA and this is the same cluster all the same: what is absent is then decommissioned."
+        ),
+        examples=["true"],
+    )
+    reconcile_interval: _Duration = Field(
+        default=timedelta(minutes=5),
+        ge=timedelta(seconds=10),
+        le=timedelta(days=1),
+        description=(
+            "How often what was seen is compared with a list of the pods, besides after each gap "
+            "in the watch. Plain seconds or a number with a unit."
+        ),
+        examples=["5m"],
+    )
+    resync_interval: _Duration = Field(
+        default=timedelta(hours=24),
+        ge=timedelta(minutes=1),
+        le=timedelta(days=30),
+        description=(
+            "How long after its acknowledgement a record is posted again, in case GitHub lost or "
+            "changed it. Plain seconds or a number with a unit."
+        ),
+        examples=["24h"],
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = (
         Field(
             default="info",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import ssl
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -52,12 +53,13 @@ class ApiClient:
         self._token = token
         self._ca_file = ca_file
         self._session: aiohttp.ClientSession | None = None
+        self._sockets: list[socket.socket] = []
 
     async def __aenter__(self) -> Self:
         context = ssl.create_default_context(cafile=self._ca_file) if self._ca_file else True
         headers = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         # Every stream has its connection; a limit would make a kubelet wait for its own watch.
-        connector = aiohttp.TCPConnector(ssl=context, limit=0)
+        connector = aiohttp.TCPConnector(ssl=context, limit=0, socket_factory=self._socket)
         self._session = aiohttp.ClientSession(headers=headers, connector=connector)
         return self
 
@@ -68,10 +70,11 @@ class ApiClient:
         trace: TracebackType | None,
     ) -> None:
         await self._opened().close()
-        for _ in range(3):
-            # An aborted transport closes its socket in the loop's next turns, and a TLS one
-            # needs one more than a plain one; no event tells of it.
-            await asyncio.sleep(0)
+        # A transport closes its socket some turns of the loop later, a TLS one when the server
+        # has said farewell too. Nothing tells of it, and a loop that ends before leaks the socket.
+        async with asyncio.timeout(WAIT_SECONDS):
+            while any(each.fileno() >= 0 for each in self._sockets):  # noqa: ASYNC110 - no event is set
+                await asyncio.sleep(0.001)
 
     async def request(
         self,
@@ -136,6 +139,14 @@ class ApiClient:
                 # Not closed in order: the server would go on sending for as long as TLS takes.
                 if response.connection is not None and response.connection.transport is not None:
                     response.connection.transport.abort()
+
+    def _socket(self, address: aiohttp.AddrInfoType) -> socket.socket:
+        """Make a socket for the connector and remember it until it is closed."""
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family, kind, protocol)
+        self._sockets = [each for each in self._sockets if each.fileno() >= 0]
+        self._sockets.append(made)
+        return made
 
     def _opened(self) -> aiohttp.ClientSession:
         if self._session is None:

@@ -48,13 +48,19 @@ REQUIRED_PROGRAMS = ("etcd", "kube-apiserver")
 
 CONTROLLERS = "deployment,replicaset,statefulset,daemonset,job,cronjob,garbagecollector,namespace"
 
-START_SECONDS = 60.0
+START_SECONDS = 45.0
 """How long a start may take on a busy machine; an idle one needs three to five seconds."""
 
-# Runs the program given as arguments until standard input ends, that is until whoever holds the
-# other end closes it or dies. SIGKILL, since these are throw-away data directories. If the program
-# ends by itself, the shell goes on waiting: `ControlPlane` asks for readiness, not for processes.
-WATCHDOG = '"$@" </dev/null & child=$!; read -r _; kill -KILL "$child"; wait "$child"'
+# Runs the program given as arguments until standard input ends, which is when the test process has
+# died; then it cleans up in its place ($0 is the folder). An orderly stop kills this shell as well,
+# and the folder stays. SIGKILL, since the data is thrown away. If the program ends by itself, the
+# shell goes on waiting: `ControlPlane` asks for readiness, not for processes.
+WATCHDOG = """
+"$@" </dev/null & child=$!
+read -r _
+kill -KILL "$child"; wait "$child"
+rm -rf "$0"
+"""
 
 AUDIT_POLICY = """\
 apiVersion: audit.k8s.io/v1
@@ -115,9 +121,9 @@ class _Program:
         """Kill the program with its whole process group and wait for the end."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         if self.process.stdin is not None:
             self.process.stdin.close()
-        self.process.wait()
 
     def tail(self, lines: int = 15) -> str:
         """Return the last lines the program wrote, for an error message."""
@@ -409,7 +415,7 @@ def _spawn_watched(
 ) -> subprocess.Popen[bytes]:
     """Start a program under the watchdog shell, in a process group of its own."""
     return subprocess.Popen(
-        ["/bin/sh", "-c", WATCHDOG, "watchdog", *command],
+        ["/bin/sh", "-c", WATCHDOG, str(folder), *command],
         stdin=subprocess.PIPE,
         stdout=output,
         stderr=subprocess.STDOUT,

@@ -11,6 +11,7 @@ import itertools
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -65,13 +66,14 @@ def rights_in(namespace: str) -> list[Json]:
 
 @dataclass(kw_only=True)
 class Installation:
-    """What surrounds the program; `kubeconfig` holds the ServiceAccount's token."""
+    """What surrounds the program; `kubeconfig` holds the ServiceAccount's `token`."""
 
     plane: ControlPlane
     client: ApiClient
     kubelet: Kubelet
     github: SimulatedGitHub
     truth: TruthWatch
+    token: str
     kubeconfig: Path
     user: str
     _audited: int
@@ -183,6 +185,7 @@ async def installed(
             truth=await stack.enter_async_context(truth),
             kubelet=await stack.enter_async_context(Kubelet(client)),
             github=await stack.enter_async_context(SimulatedGitHub()),
+            token=token,
             kubeconfig=plane.kubeconfig(token, user=ACCOUNT),
             user=user,
             _audited=len(plane.audit(user=user)),
@@ -329,6 +332,20 @@ class Scene:
         await self.until(
             lambda: self.images(workload) == expected and len(self.pods(workload)) == count
         )
+
+    async def later_second(self) -> None:
+        """Wait until a new pod is newer than all there are: pods are dated in whole seconds."""
+        stamps = [
+            datetime.fromisoformat(pod["metadata"]["creationTimestamp"])
+            for pod in self.installation.truth.pods(self.namespace)
+        ]
+        due = max(stamps) + timedelta(seconds=1)
+        while (left := (due - datetime.now(UTC)).total_seconds()) > 0:  # noqa: ASYNC110 - the clock
+            await asyncio.sleep(left)
+
+    async def surged(self, workload: str, version: str, count: int) -> None:
+        """Wait until so many pods of a workload run this version, beside others."""
+        await self.until(lambda: self.images(workload).count(self.image(version)) == count)
 
     async def without_pods(self, workload: str) -> None:
         """Wait until a workload has no pod."""

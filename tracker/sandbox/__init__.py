@@ -1,1 +1,1 @@
-"""A simulated API server and a simulated GitHub on loopback sockets, for the demo, the tests and users' own CI."""
+"""A simulated API server and GitHub on loopback sockets: for the demo, tests and users' own CI."""

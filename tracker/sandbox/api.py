@@ -17,7 +17,15 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from tracker.sandbox.negotiation import negotiate
-from tracker.sandbox.objects import Form, ObjectStore, Stored, Subscription, encode, watch_line
+from tracker.sandbox.objects import (
+    Form,
+    ObjectStore,
+    Stored,
+    Subscription,
+    encode,
+    order_of,
+    watch_line,
+)
 from tracker.sandbox.patches import merge_patch, strategic_merge_patch
 from tracker.sandbox.resources import PODS, Resource
 from tracker.sandbox.selection import Selector, parse_selectors
@@ -328,11 +336,12 @@ def _page(
     limit: int,
 ) -> tuple[list[Stored], int]:
     """Return the objects of one page and how many follow it."""
+    begin = "" if after is None else order_of(after)
     chosen = [
         stored
         for stored in objects
         if (not namespace or stored.key[0] == namespace)
-        and (after is None or stored.key > after)
+        and (not begin or order_of(stored.key) > begin)
         and (selector is None or selector(stored.body))
     ]
     if not limit or len(chosen) <= limit:

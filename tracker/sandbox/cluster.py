@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final, Self, assert_never
 
 from aiohttp import web
 
-from tracker.sandbox.api import Api, Watch
-from tracker.sandbox.objects import HISTORY, ObjectStore, encode, watch_line
+from tracker.sandbox.api import Api
+from tracker.sandbox.objects import HISTORY, ObjectStore, encode
 from tracker.sandbox.outages import (
     Drip,
     EndStream,
@@ -40,6 +40,7 @@ from tracker.sandbox.patches import merge_patch
 from tracker.sandbox.requests import Request, target_of, verb_of
 from tracker.sandbox.resources import RESOURCES, Resource, discovery, version
 from tracker.sandbox.statuses import ApiError, status, unknown_path
+from tracker.sandbox.streams import Connection, Stream, error_line
 from tracker.sandbox.writes import DeleteOptions, Writer
 
 if TYPE_CHECKING:
@@ -59,11 +60,6 @@ HEALTH_PATHS: Final = frozenset({"/healthz", "/livez", "/readyz"})
 OPEN_PATHS: Final = HEALTH_PATHS | {"/version"}
 """What a client may read without a token, as by the default roles of a real cluster."""
 
-WATCH_SECONDS: Final = 1800
-"""How long a watch lasts that names no timeout; a real server takes 30 to 60 minutes."""
-
-LINES_PER_WRITE: Final = 200
-JSON_TYPE: Final = "application/json"
 
 KUBECONFIG: Final = """\
 apiVersion: v1
@@ -117,8 +113,8 @@ class SimulatedCluster:
         self._writer = Writer(self._store)
         self._api = Api(self._store, self._writer)
         self._injections: list[Injection] = []
-        self._hanging: dict[_Connection, Injection] = {}
-        self._streams: set[_Stream] = set()
+        self._hanging: dict[Connection, Injection] = {}
+        self._streams: set[Stream] = set()
         self._runner: web.ServerRunner | None = None
         self._site: web.TCPSite | None = None
         self._changed: list[asyncio.Event] = []
@@ -361,7 +357,7 @@ class SimulatedCluster:
         )
         self.requests.append(request)
         self._notify()
-        connection = _Connection(http)
+        connection = Connection(http)
         injection = self._hit(request)
         try:
             if injection is not None:
@@ -382,7 +378,7 @@ class SimulatedCluster:
         return None
 
     async def _answer(
-        self, connection: _Connection, request: Request, target: Target | None
+        self, connection: Connection, request: Request, target: Target | None
     ) -> web.StreamResponse:
         """Give the proper answer, or the Status of what is wrong with the request."""
         try:
@@ -409,7 +405,7 @@ class SimulatedCluster:
         if given != f"Bearer {self.token}":
             raise ApiError(status(HTTPStatus.UNAUTHORIZED, "Unauthorized"))
 
-    async def _answer_path(self, connection: _Connection) -> web.StreamResponse:
+    async def _answer_path(self, connection: Connection) -> web.StreamResponse:
         """Answer a path that is no resource: discovery, version, health."""
         path = connection.http.path
         if path in HEALTH_PATHS:
@@ -424,12 +420,12 @@ class SimulatedCluster:
         return await connection.send(HTTPStatus.NOT_FOUND, b"404 page not found\n", "text/plain")
 
     async def _serve_watch(
-        self, connection: _Connection, request: Request, target: Target
+        self, connection: Connection, request: Request, target: Target
     ) -> web.StreamResponse:
         accept = connection.http.headers.get("Accept", "")
         wake = asyncio.Event()
         watch = self._api.watch(target, request.query, accept, wake, self._history)
-        stream = _Stream(connection, watch, self._api)
+        stream = Stream(connection, watch, self._api)
         self._streams.add(stream)
         try:
             request.status = HTTPStatus.OK
@@ -441,7 +437,7 @@ class SimulatedCluster:
     async def _play(  # noqa: PLR0911 - one arm for each fault
         self,
         injection: Injection,
-        connection: _Connection,
+        connection: Connection,
         request: Request,
         target: Target | None,
     ) -> web.StreamResponse:
@@ -475,7 +471,7 @@ class SimulatedCluster:
                 assert_never(fault)
 
     async def _hang(
-        self, injection: Injection, connection: _Connection, *, headers: bool
+        self, injection: Injection, connection: Connection, *, headers: bool
     ) -> web.StreamResponse:
         if headers:
             await connection.begin()
@@ -494,165 +490,6 @@ class SimulatedCluster:
     def _notify(self) -> None:
         for changed in self._changed:
             changed.set()
-
-
-class _Connection:
-    """One request's way back to the client, with the faults that concern bytes."""
-
-    def __init__(self, http: web.BaseRequest) -> None:
-        self.http = http
-        self.status: int | None = None
-        self.truncated = False
-        self.drip: Drip | None = None
-        self._response: web.StreamResponse | None = None
-
-    async def send(
-        self,
-        code: int,
-        body: bytes,
-        content_type: str = JSON_TYPE,
-        headers: Mapping[str, str] | None = None,
-    ) -> web.StreamResponse:
-        """Send a whole answer."""
-        self.status = code
-        if not self.truncated and self.drip is None:
-            response = web.Response(
-                status=code, body=body, content_type=content_type, headers=headers
-            )
-            await response.prepare(self.http)
-            await response.write_eof()
-            return response
-        slow = web.StreamResponse(status=code, headers=headers)
-        slow.content_type = content_type
-        slow.content_length = len(body)
-        await slow.prepare(self.http)
-        self._response = slow
-        await self.write(body)
-        await slow.write_eof()
-        return slow
-
-    async def begin(self) -> None:
-        """Send the headers of a stream."""
-        self.status = HTTPStatus.OK
-        response = web.StreamResponse()
-        response.content_type = JSON_TYPE
-        self._response = response
-        await response.prepare(self.http)
-
-    async def write(self, content: bytes) -> None:
-        """Send a part of the body, cut or dripped if a fault says so."""
-        response = self._begun()
-        if self.truncated:
-            await response.write(content[: max(1, len(content) // 2)])
-            await asyncio.sleep(0)  # what is written leaves before the reset
-            self.abort()
-            await asyncio.Event().wait()  # until the loop has noticed and cancels this handler
-        if self.drip is None:
-            await response.write(content)
-            return
-        for start in range(0, len(content), self.drip.size):
-            await response.write(content[start : start + self.drip.size])
-            await asyncio.sleep(self.drip.every_seconds)
-
-    async def finish(self) -> web.StreamResponse:
-        """End a stream in order."""
-        response = self._begun()
-        await response.write_eof()
-        return response
-
-    def abort(self) -> None:
-        """Reset the connection."""
-        if self.http.transport is not None:
-            self.http.transport.abort()
-
-    def write_now(self, content: bytes) -> None:
-        """Put bytes of a stream on the wire without waiting, for the half line before a cut."""
-        if self.http.transport is not None:
-            head = f"{len(content):x}\r\n".encode()
-            self.http.transport.write(head + content + b"\r\n")
-
-    def _begun(self) -> web.StreamResponse:
-        if self._response is None:
-            message = "a body was sent before its headers"
-            raise RuntimeError(message)
-        return self._response
-
-
-class _Stream:
-    """One open watch: sends what its subscription gathers until something ends it."""
-
-    def __init__(self, connection: _Connection, watch: Watch, api: Api) -> None:
-        self.frozen = False
-        self.wake = watch.subscription.wake
-        self._connection = connection
-        self._watch = watch
-        self._api = api
-        self._ended = False
-
-    async def serve(self, bookmark_seconds: float) -> web.StreamResponse:
-        """Send the watch to its end."""
-        await self._connection.begin()
-        if self._watch.error is not None:
-            await self._connection.write(self._watch.error)
-            return await self._connection.finish()
-        loop = asyncio.get_running_loop()
-        timeout = self._watch.timeout_seconds
-        timers = [loop.call_later(WATCH_SECONDS if timeout is None else timeout, self.end)]
-
-        def tick() -> None:
-            self.bookmark()
-            timers[1:] = [loop.call_later(bookmark_seconds, tick)]
-
-        if self._watch.bookmarks:
-            timers.append(loop.call_later(bookmark_seconds, tick))
-        try:
-            return await self._send()
-        finally:
-            for timer in timers:
-                timer.cancel()
-
-    async def _send(self) -> web.StreamResponse:
-        pending = self._watch.subscription.pending
-        while True:
-            self.wake.clear()
-            while pending and not self.frozen:
-                lines = [pending.popleft() for _ in range(min(len(pending), LINES_PER_WRITE))]
-                await self._connection.write(b"".join(lines))
-            if self._watch.subscription.fell_behind:
-                self._connection.abort()
-            if self._ended and not self.frozen:
-                return await self._connection.finish()
-            await self.wake.wait()
-
-    def bookmark(self) -> None:
-        """Send a bookmark if this watch wants them."""
-        if self._watch.bookmarks:
-            subscription = self._watch.subscription
-            subscription.push(self._api.bookmark(subscription.resource, subscription.form))
-
-    def end(self) -> None:
-        """End in order once what is pending is sent."""
-        self._ended = True
-        self.wake.set()
-
-    def fail(self, line: bytes) -> None:
-        """Send an error and end."""
-        self._watch.subscription.push(line)
-        self.end()
-
-    def cut(self, *, in_mid_line: bool) -> None:
-        """Reset the connection, after half a line if so told."""
-        if in_mid_line:
-            self._connection.write_now(b'{"type":"MODIFIED","object":{"kind":"Po')
-        self._connection.abort()
-
-
-def error_line(code: int | None, message: str) -> bytes:
-    """Return the ERROR event of a watch, without a code if it is None."""
-    body = status(code or HTTPStatus.INTERNAL_SERVER_ERROR, message)
-    if code is None:
-        del body["code"], body["reason"]
-    return watch_line("ERROR", encode(body))
 
 
 def known_roots() -> set[str]:

@@ -39,11 +39,12 @@ __all__ = [
     "Stored",
     "Subscription",
     "encode",
+    "order_of",
 ]
 
 Json = dict[str, Any]
 Key = tuple[str, str]
-"""Namespace ("" for cluster-scoped objects) and name: the order of a list."""
+"""Namespace ("" for cluster-scoped objects) and name."""
 
 EventType = Literal["ADDED", "MODIFIED", "DELETED"]
 Form = Literal["full", "metadata"]
@@ -58,6 +59,11 @@ SNAPSHOTS: Final = 8
 METADATA_HEAD: Final = b'{"kind":"PartialObjectMetadata","apiVersion":"meta.k8s.io/v1","metadata":'
 
 _encode_text = json.JSONEncoder(separators=(",", ":")).encode
+
+
+def order_of(key: Key) -> str:
+    """Return what lists are ordered by: etcd's key, in which namespace ``a-b`` is before ``a``."""
+    return f"{key[0]}/{key[1]}"
 
 
 def encode(value: object) -> bytes:
@@ -234,7 +240,7 @@ class ObjectStore:
     def present(
         self, resource: Resource, *, namespace: str = "", selector: Selector | None = None
     ) -> list[Stored]:
-        """Return the objects as they are now, ordered by namespace and name."""
+        """Return the objects as they are now, in the order of lists."""
         return _selected(self._all(resource), namespace, selector)
 
     def at_version(self, resource: Resource, version: int) -> tuple[Stored, ...]:
@@ -282,7 +288,7 @@ class ObjectStore:
         previous = table.objects.get(key)
         table.objects[key] = stored
         if previous is None:
-            bisect.insort(table.keys, key)
+            bisect.insort(table.keys, key, key=order_of)
         else:
             self._unlink(previous)
         self._link(stored)
@@ -293,7 +299,7 @@ class ObjectStore:
         """Remove an object and tell the watches; return its last state, one version later."""
         table = self._tables[resource.plural]
         previous = table.objects.pop(key)
-        del table.keys[bisect.bisect_left(table.keys, key)]
+        del table.keys[bisect.bisect_left(table.keys, order_of(key), key=order_of)]
         self._unlink(previous)
         self.version += 1
         last = previous.at(self.version)
@@ -394,4 +400,4 @@ def _undone(table: _Table, version: int) -> tuple[Stored, ...]:
             then.pop(event.current.key)
         else:
             then[event.current.key] = event.previous
-    return tuple(then[key] for key in sorted(then))
+    return tuple(then[key] for key in sorted(then, key=order_of))

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Request", "Target", "target_of", "verb_of"]
 
-TRUE_WORDS: Final = frozenset({"1", "t", "T", "true", "TRUE", "True"})
 FALSE_WORDS: Final = frozenset({"", "0", "f", "F", "false", "FALSE", "False"})
 
 VERBS: Final = {"POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}

@@ -17,7 +17,7 @@ import dataclasses
 import secrets
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 from tracker.sandbox.resources import NAMESPACES, PODS, RESOURCES, Resource
 from tracker.sandbox.statuses import (
@@ -54,7 +54,6 @@ IMMUTABLE_METADATA: Final = (
 
 MUTABLE_POD_SPEC: Final = ("activeDeadlineSeconds", "tolerations", "terminationGracePeriodSeconds")
 
-PodEnd = Literal["Succeeded", "Failed"]
 FINISHED: Final = ("Succeeded", "Failed")
 FOREGROUND: Final = "foregroundDeletion"
 
@@ -398,7 +397,7 @@ def _set_defaults(resource: Resource, body: Json, *, trusted: bool) -> None:
         body.pop("status", None)
     if resource is NAMESPACES:
         labels = {"kubernetes.io/metadata.name": body["metadata"]["name"]}
-        body["metadata"]["labels"] = body["metadata"].get("labels", {}) | labels
+        body["metadata"]["labels"] = (body["metadata"].get("labels") or {}) | labels
         body.setdefault("spec", {"finalizers": ["kubernetes"]})
         body.setdefault("status", {"phase": "Active"})
         return

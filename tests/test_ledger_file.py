@@ -1,0 +1,492 @@
+"""The ledger's file under what happens to files: crashes, full and bad disks, other writers."""
+
+import asyncio
+import os
+import shutil
+import signal
+import sqlite3
+import stat
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.support.ledgers import (
+    IDENTITY,
+    entry,
+    hold_open,
+    numbers,
+    outgrow_the_limit,
+    put_until_killed,
+    run_process,
+    sums,
+)
+from tracker.entries import Entry
+from tracker.errors import (
+    LedgerLockedError,
+    LedgerNewerError,
+    LedgerUnusableError,
+    LedgerWriteError,
+)
+from tracker.ledger import SqliteLedger
+from tracker.ledger_schema import MIGRATIONS, VERSION, migrate
+
+PAGE = 4096
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ledger.db"
+
+
+def ledger_at(path: Path, on_step: Callable[[str], None] | None = None) -> SqliteLedger:
+    return SqliteLedger(path=path, identity=IDENTITY, on_step=on_step, patience_seconds=0)
+
+
+def filled(path: Path, count: int = 1) -> None:
+    """Leave a closed ledger with so many entries."""
+
+    async def main() -> None:
+        async with ledger_at(path) as ledger:
+            await asyncio.gather(*(ledger.put(entry(number)) for number in range(count)))
+
+    asyncio.run(main())
+
+
+def read(path: Path) -> list[Entry]:
+    """Return the entries of a ledger, opened and closed."""
+
+    async def main() -> list[Entry]:
+        async with ledger_at(path) as ledger:
+            return list(ledger.entries())
+
+    return asyncio.run(main())
+
+
+def copied(path: Path, folder: Path, wal_size: int | None = None) -> Path:
+    """Copy a ledger and so much of its log into a new folder, as a crash would leave them."""
+    folder.mkdir()
+    copy = folder / path.name
+    shutil.copyfile(path, copy)
+    log = Path(f"{path}-wal").read_bytes()
+    Path(f"{copy}-wal").write_bytes(log if wal_size is None else log[:wal_size])
+    return copy
+
+
+# Crashes
+
+
+@pytest.mark.parametrize(
+    ("step", "count", "expected"),
+    [
+        pytest.param("migrating", 1, 0, id="while the tables are made"),
+        pytest.param("begin", 4, 3, id="before the write"),
+        pytest.param("before-commit", 4, 3, id="before the commit"),
+        pytest.param("after-commit", 4, 4, id="between the commit and its answer"),
+    ],
+)
+def test_what_was_kept_outlives_a_kill(path: Path, step: str, count: int, expected: int) -> None:
+    process = run_process(put_until_killed, str(path), step, str(count))
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    awaited = [int(line) for line in process.stdout.split()]
+    assert awaited == list(range(min(expected, 3)))
+
+    async def check() -> None:
+        async with ledger_at(path) as ledger:
+            assert numbers(ledger) == list(range(expected))
+
+    asyncio.run(check())
+
+
+def test_a_log_that_is_cut_anywhere_leaves_whole_commits(path: Path, tmp_path: Path) -> None:
+    states: list[dict[str, Entry]] = [{}]
+
+    async def write() -> Path:
+        async with ledger_at(path) as ledger:
+            for number in range(18):
+                name = entry(number % 5).deployment_name
+                if number % 7 == 6:
+                    await ledger.forget(name)
+                else:
+                    await ledger.put(entry(number % 5, attempts=number))
+                states.append({kept.deployment_name: kept for kept in ledger.entries()})
+            return copied(path, tmp_path / "crashed")
+
+    crashed = asyncio.run(write())
+    size = Path(f"{crashed}-wal").stat().st_size
+    reached = []
+    for cut in [*range(0, size, 1021), size]:
+        torn = copied(crashed, tmp_path / f"cut-{cut}", cut)
+        reached.append(states.index({kept.deployment_name: kept for kept in read(torn)}))
+        with closing(sqlite3.connect(torn)) as reader:
+            assert reader.execute("PRAGMA quick_check").fetchall() == [("ok",)]
+        assert sorted(file.name for file in torn.parent.iterdir()) == [
+            torn.name,
+            f"{torn.name}.lock",
+        ]
+    assert reached == sorted(reached), "a longer log never holds less"
+    assert reached[-1] == len(states) - 1
+    assert len(set(reached)) == len(states), "each commit was the last one of some cut"
+
+
+# Corruption
+
+
+def overwrite(offset: int, content: bytes) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with path.open("r+b") as file:
+            file.seek(offset)
+            file.write(content)
+
+    return damage
+
+
+def execute(*statements: str) -> Callable[[Path], None]:
+    def damage(path: Path) -> None:
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            for statement in statements:
+                connection.execute(statement)
+
+    return damage
+
+
+def truncate(path: Path) -> None:
+    os.truncate(path, 3 * PAGE + 100)
+
+
+def lose_the_database(path: Path) -> None:
+    os.truncate(path, 0)
+    Path(f"{path}-wal").write_bytes(b"what was written last")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param(overwrite(0, b"\xff" * 50), id="header"),
+        pytest.param(overwrite(0, b"not a database, but a text of some length" * 9), id="text"),
+        pytest.param(overwrite(4 * PAGE, b"\xff" * PAGE), id="page"),
+        pytest.param(truncate, id="cut"),
+        pytest.param(lose_the_database, id="a log without its database"),
+        pytest.param(execute("UPDATE entries SET state = 'merry'"), id="state"),
+        pytest.param(execute("UPDATE entries SET acknowledged = '[1'"), id="record"),
+        pytest.param(execute("UPDATE entries SET sent = '{}'"), id="fields"),
+        pytest.param(execute("UPDATE entries SET sent = '[]'"), id="kind"),
+        pytest.param(
+            execute("UPDATE entries SET reason = CAST(x'ff' AS TEXT)"), id="text that is no UTF-8"
+        ),
+        pytest.param(execute("DROP TABLE meta"), id="a table is missing"),
+    ],
+)
+def test_a_corrupt_ledger_is_moved_aside_and_started_anew(
+    path: Path, damage: Callable[[Path], None]
+) -> None:
+    filled(path, 60)
+    damage(path)
+    before = sums(path.parent)
+    with capture_logs() as logs:
+        assert read(path) == []
+    (log,) = logs
+    assert log["log_level"] == "error"
+    assert log["reason"]
+    moved = Path(log["moved_to"])
+    assert moved.name.startswith("ledger.db.corrupt-2")
+    assert sums(path.parent)[moved.name] == before[path.name], "it is kept as it was found"
+    filled(path, 2)
+    assert len(read(path)) == 2
+
+
+def test_each_corrupt_ledger_is_kept(path: Path) -> None:
+    for _ in range(3):
+        filled(path)
+        overwrite(0, b"\xff" * 50)(path)
+        assert read(path) == []
+    assert len(list(path.parent.glob("*.corrupt-*"))) == 3
+
+
+async def test_corruption_that_is_met_later_fails_writes_and_is_found_at_the_next_start(
+    path: Path,
+) -> None:
+    async with ledger_at(path) as ledger:
+        for number in range(60):
+            await ledger.put(entry(number))
+        # Another connection's commit makes the ledger's one read its pages again.
+        execute("INSERT INTO meta VALUES ('x', 1)", "PRAGMA wal_checkpoint(TRUNCATE)")(path)
+        overwrite(PAGE, b"\xff" * 20 * PAGE)(path)
+        with pytest.raises(LedgerWriteError, match="SQLITE_CORRUPT"):
+            await ledger.put(entry(1, attempts=9))
+        assert ledger.get(entry(1).deployment_name) == entry(1)
+    with capture_logs() as logs:
+        async with ledger_at(path) as ledger:
+            assert not ledger.entries()
+    assert [log["log_level"] for log in logs] == ["error"]
+
+
+# Versions and other programs
+
+
+async def test_a_new_ledger_is_of_this_version(path: Path) -> None:
+    async with ledger_at(path):
+        pass
+    with closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+
+
+@pytest.mark.parametrize(
+    "mode", [pytest.param("WAL", id="with a log"), pytest.param("DELETE", id="without a log")]
+)
+def test_a_ledger_of_a_newer_version_is_not_touched(path: Path, mode: str) -> None:
+    filled(path)
+    execute(f"PRAGMA journal_mode = {mode}", f"PRAGMA user_version = {VERSION + 1}")(path)
+    assert_refused_untouched(path, LedgerNewerError, "newer version.*run that version")
+
+
+def test_a_newer_version_that_only_the_log_tells_is_seen(path: Path, tmp_path: Path) -> None:
+    """Each cut of the log is judged as SQLite would, without SQLite's writing beside it."""
+    filled(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as newer:
+        newer.execute("PRAGMA wal_autocheckpoint = 0")
+        newer.execute("UPDATE entries SET attempts = 7")
+        newer.execute("BEGIN")
+        newer.execute("CREATE TABLE more (column_of_more)")
+        newer.execute(f"PRAGMA user_version = {VERSION + 1}")
+        newer.execute("COMMIT")
+        newer.execute("UPDATE entries SET attempts = 8")
+        crashed = copied(path, tmp_path / "crashed")
+    size = Path(f"{crashed}-wal").stat().st_size
+    seen = set()
+    for cut in [*range(0, size, 1021), size]:
+        with closing(sqlite3.connect(copied(crashed, tmp_path / f"sqlite-{cut}", cut))) as reader:
+            (version,) = reader.execute("PRAGMA user_version").fetchone()
+        torn = copied(crashed, tmp_path / f"cut-{cut}", cut)
+        if version > VERSION:
+            assert_refused_untouched(torn, LedgerNewerError, "newer version")
+        else:
+            assert len(read(torn)) == 1
+        seen.add(version)
+    assert seen == {VERSION, VERSION + 1}
+
+
+def test_another_programs_database_is_not_touched(path: Path) -> None:
+    execute("CREATE TABLE customers (name)")(path)
+    assert_refused_untouched(path, LedgerUnusableError, "another program's")
+
+
+def assert_refused_untouched(path: Path, error: type[Exception], match: str) -> None:
+    """Hold an opening to failing without a change of any file; the lock is the only new one."""
+    before = sums(path.parent)
+    with pytest.raises(error, match=match) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    after = sums(path.parent)
+    after.pop(f"{path.name}.lock")
+    before.pop(f"{path.name}.lock", None)
+    assert after == before
+
+
+def test_a_file_of_version_0_becomes_one_of_this_version(path: Path) -> None:
+    execute("PRAGMA page_size = 1024", "VACUUM")(path)  # a database, and nothing in it
+    assert path.stat().st_size == 1024
+    assert read(path) == []
+    with closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
+        assert reader.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+LATER_VERSIONS: Sequence[Sequence[str]] = (
+    *MIGRATIONS,
+    ("ALTER TABLE entries ADD COLUMN colour TEXT", "UPDATE entries SET colour = 'red'"),
+    ("CREATE TABLE shapes (name TEXT)", "INSERT INTO shapes VALUES ('round')"),
+)
+
+
+def test_each_version_is_reached_from_each_older_one(path: Path) -> None:
+    filled(path, 3)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for _ in range(2):  # the second time there is nothing left to do
+            migrate(connection, step=lambda _: None, migrations=LATER_VERSIONS)
+            assert connection.execute("PRAGMA user_version").fetchone() == (VERSION + 2,)
+            assert connection.execute("SELECT colour FROM entries").fetchall() == [("red",)] * 3
+            assert connection.execute("SELECT name FROM shapes").fetchall() == [("round",)]
+
+
+@pytest.mark.parametrize(
+    ("fails_at", "version"),
+    [
+        pytest.param(1, VERSION, id="in the first step"),
+        pytest.param(2, VERSION + 1, id="in the second step"),
+    ],
+)
+def test_a_migration_that_fails_leaves_a_whole_version(
+    path: Path, fails_at: int, version: int
+) -> None:
+    filled(path, 3)
+    steps = 0
+
+    def fail(_: str) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == fails_at:
+            raise InterruptedError
+
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        with pytest.raises(InterruptedError):
+            migrate(connection, step=fail, migrations=LATER_VERSIONS)
+        assert connection.execute("PRAGMA user_version").fetchone() == (version,)
+        columns = [row[1] for row in connection.execute("PRAGMA table_info(entries)")]
+        assert ("colour" in columns) == (version == VERSION + 1)
+        assert connection.execute("SELECT count(*) FROM entries").fetchone() == (3,)
+        migrate(connection, step=lambda _: None, migrations=LATER_VERSIONS)
+        assert connection.execute("PRAGMA user_version").fetchone() == (VERSION + 2,)
+
+
+# Disks
+
+
+def test_a_ledger_that_may_not_grow_goes_on_when_it_may(path: Path) -> None:
+    process = run_process(outgrow_the_limit, str(path))
+    assert process.returncode == 0, process.stderr
+    error, held, kept = process.stdout.splitlines()
+    assert "SQLITE_IOERR" in error or "SQLITE_FULL" in error
+    assert held == "None"
+    count, failure = kept.split()
+    assert failure == "None"
+    assert [kept.workload.name for kept in read(path)] == [
+        entry(number).workload.name for number in range(int(count))
+    ]
+
+
+def move(path: Path, target: Path) -> None:
+    path.rename(target)
+
+
+async def test_a_ledger_that_was_deleted_under_way_says_so(path: Path, tmp_path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.put(entry(1))
+        move(path, tmp_path / "elsewhere")
+        with pytest.raises(LedgerWriteError, match="moved or deleted; restart"):
+            await ledger.put(entry(2))
+        assert numbers(ledger) == [1]
+
+
+# One owner
+
+
+async def test_a_second_process_is_told_who_is_in_the_way(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        process = await asyncio.to_thread(run_process, hold_open, str(path))
+        assert process.stdout.startswith("LedgerLockedError"), process.stderr
+        assert process.stdout.count("\n") == 1
+        assert str(path) in process.stdout
+        assert "stop that one" in process.stdout
+        await ledger.put(entry(1))
+    process = await asyncio.to_thread(run_process, hold_open, str(path))
+    assert process.stdout == "open\n"
+
+
+async def test_a_second_ledger_of_one_process_is_refused_too(path: Path) -> None:
+    async with ledger_at(path):
+        with pytest.raises(LedgerLockedError):
+            async with ledger_at(path):
+                pass
+
+
+async def test_one_that_is_waited_for_may_end_in_time(path: Path) -> None:
+    first = ledger_at(path)
+    await first.__aenter__()
+    async with asyncio.TaskGroup() as group:
+        second = group.create_task(
+            SqliteLedger(path=path, identity=IDENTITY, patience_seconds=50).__aenter__()
+        )
+        await asyncio.sleep(0)  # its thread runs
+        await first.close()
+    await second.result().close()
+
+
+def test_a_database_that_somebody_else_writes_to_is_locked(path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(LedgerLockedError):
+            read(path)
+    assert read(path) == []
+
+
+async def test_a_write_while_somebody_else_writes_fails_and_the_next_one_works(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            with pytest.raises(LedgerWriteError, match="SQLITE_BUSY"):
+                await ledger.put(entry(1))
+            other.execute("ROLLBACK")
+        await ledger.put(entry(1))
+        assert numbers(ledger) == [1]
+
+
+# Places
+
+
+def symbolic_link(path: Path) -> None:
+    target = path.with_name("target")
+    target.touch()
+    path.symlink_to(target)
+
+
+def dangling_link(path: Path) -> None:
+    path.symlink_to(path.with_name("nowhere"))
+
+
+def link_as_log(path: Path) -> None:
+    filled(path)
+    symbolic_link(Path(f"{path}-wal"))
+
+
+def link_as_lock(path: Path) -> None:
+    symbolic_link(Path(f"{path}.lock"))
+
+
+@pytest.mark.parametrize(
+    ("arrange", "match"),
+    [
+        pytest.param(symbolic_link, "symbolic link", id="a link"),
+        pytest.param(dangling_link, "symbolic link", id="a link to nothing"),
+        pytest.param(link_as_lock, "symbolic link", id="a link as the lock"),
+        pytest.param(link_as_log, "not a plain file", id="a link as the log"),
+        pytest.param(Path.mkdir, "directory", id="a folder"),
+        pytest.param(os.mkfifo, "not a plain file", id="a pipe"),
+    ],
+)
+def test_a_place_that_is_no_plain_file_is_refused(
+    path: Path, arrange: Callable[[Path], None], match: str
+) -> None:
+    arrange(path)
+    before = sorted(path.parent.iterdir())
+    with pytest.raises(LedgerUnusableError, match=match) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    lock = path.with_name("ledger.db.lock")
+    assert sorted(path.parent.iterdir()) == sorted({*before, lock})
+
+
+def test_a_missing_folder_is_created_for_its_owner_alone(tmp_path: Path) -> None:
+    path = tmp_path / "data" / "ledger.db"
+    filled(path)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+    with pytest.raises(LedgerUnusableError, match="No such file or directory"):
+        read(tmp_path / "not" / "there" / "ledger.db")
+
+
+def open_to_a_group(path: Path) -> None:
+    path.touch()
+    path.chmod(0o664)  # as kubelet does for an fsGroup
+
+
+async def test_nobody_else_may_read_the_ledger(path: Path) -> None:
+    open_to_a_group(path)
+    async with ledger_at(path) as ledger:
+        await ledger.put(entry(1))
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert modes == dict.fromkeys(
+        ("ledger.db", "ledger.db-wal", "ledger.db-shm", "ledger.db.lock"), 0o600
+    )

@@ -1,0 +1,372 @@
+"""
+The ledger's file: found, checked, locked and opened.
+
+`open_file` is for `tracker.ledger` alone, and blocks: it runs in the ledger's writer thread. It
+promises that there is one owner, held by a lock on `<path>.lock`; that a file of a newer version,
+or of another program, is refused before a byte of it or beside it changes; and that a corrupt
+file is moved aside and told of loudly, never deleted, and never used.
+
+File formats: https://www.sqlite.org/fileformat2.html
+"""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import stat
+import struct
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Generic, TypeVar
+
+import structlog
+
+from tracker.errors import LedgerError, LedgerLockedError, LedgerNewerError, LedgerUnusableError
+from tracker.ledger_schema import APPLICATION_ID, VERSION
+
+__all__ = ["OpenFile", "explain", "open_file"]
+
+LEAST_SQLITE = (3, 37)
+"""The first SQLite that has STRICT tables: https://www.sqlite.org/stricttables.html"""
+LOCK_POLL_SECONDS = 0.05
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""What SQLite may keep beside a database."""
+
+_MAGIC = b"SQLite format 3\0"
+_USER_VERSION, _APPLICATION_ID = 60, 68
+"""Where the header has these, each a big-endian integer of four bytes."""
+_NO_SCHEMA = b"\x0d\0\0\0\0"
+"""How the schema's table begins, behind the header, when it has no rows."""
+_SCHEMA = 100
+_HEADER_SIZE = _SCHEMA + len(_NO_SCHEMA)
+
+_log = structlog.get_logger(__name__)
+_T = TypeVar("_T")
+
+
+class _CorruptError(Exception):
+    """The file is not, or no longer, a ledger that can be read; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenFile(Generic[_T]):
+    """An open ledger: its connection, in autocommit mode, and what `prepare` returned."""
+
+    path: Path
+    connection: sqlite3.Connection
+    contents: _T
+    lock: int
+    identity: tuple[int, int]
+
+    def is_in_place(self) -> bool:
+        """Tell whether the path still leads to this file; if not, what is written is lost."""
+        try:
+            return _identity(self.path.lstat()) == self.identity
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        """Close the file and let go of the lock."""
+        try:
+            self.connection.close()
+        finally:
+            os.close(self.lock)
+
+
+def open_file(
+    path: Path,
+    *,
+    prepare: Callable[[sqlite3.Connection], _T],
+    patience_seconds: float,
+) -> OpenFile[_T]:
+    """
+    Return the ledger at `path`, created when there is none.
+
+    `prepare(connection)` migrates and reads it; its sqlite3.Error and its ValueError, KeyError and
+    TypeError (content that makes no sense) are judged here. Another process is waited for
+    `patience_seconds`.
+
+    Raises LedgerLockedError, LedgerNewerError or LedgerUnusableError; nothing is left open then.
+    """
+    path = path.absolute()  # SQLite gives names like ":memory:" a meaning
+    if sqlite3.sqlite_version_info < LEAST_SQLITE:
+        # It would take a sound ledger for a corrupt one.
+        raise LedgerUnusableError(
+            f"the ledger {path} needs SQLite {'.'.join(map(str, LEAST_SQLITE))} or later, this "
+            f"Python has {sqlite3.sqlite_version}: use another build of Python"
+        )
+    try:
+        lock = _lock(path, patience_seconds)
+        try:
+            try:
+                return _open(path, lock, prepare, patience_seconds)
+            except _CorruptError as error:
+                _move_aside(path, str(error))
+                return _open(path, lock, prepare, patience_seconds)
+        except BaseException:
+            os.close(lock)
+            raise
+    except _CorruptError as error:
+        raise LedgerUnusableError(
+            f"the ledger {path} is corrupt again right after it was created ({error}): "
+            "mend the volume, or set LEDGER_PATH to a file on another one"
+        ) from error
+    except OSError as error:
+        raise LedgerUnusableError(
+            f"the ledger {path} can't be used ({_because(error)}): LEDGER_PATH must be a file in "
+            "a folder that this user may write to"
+        ) from error
+
+
+def explain(error: Exception) -> str:
+    """Return an error of SQLite or of the system in a few words."""
+    if isinstance(error, OSError):
+        return _because(error)
+    name = getattr(error, "sqlite_errorname", None)
+    return f"{error}, {name}" if name else str(error)
+
+
+def _lock(path: Path, patience_seconds: float) -> int:
+    """Return a descriptor that holds the lock on `<path>.lock` until it is closed."""
+    if not path.parent.exists():
+        path.parent.mkdir(mode=0o700)
+    lock_path = path.with_name(f"{path.name}.lock")
+    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+    try:
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise _locked(path) from None
+                time.sleep(LOCK_POLL_SECONDS)
+            else:
+                return lock
+    except BaseException:
+        os.close(lock)
+        raise
+
+
+def _locked(path: Path) -> LedgerError:
+    return LedgerLockedError(
+        f"the ledger {path} is in use by another process: stop that one, or give this one a "
+        "LEDGER_PATH of its own"
+    )
+
+
+def _open(
+    path: Path, lock: int, prepare: Callable[[sqlite3.Connection], _T], patience_seconds: float
+) -> OpenFile[_T]:
+    """Check, open, check again and prepare. Raises _CorruptError for what is to be moved aside."""
+    identity = _claim(path)
+    connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None)
+    try:
+        _check_in_place(path, identity)
+        contents = _prepare(path, connection, prepare)
+    except BaseException:
+        connection.close()
+        raise
+    return OpenFile(
+        path=path, connection=connection, contents=contents, lock=lock, identity=identity
+    )
+
+
+def _check_in_place(path: Path, identity: tuple[int, int]) -> None:
+    """Refuse a file that was put there since it was checked: SQLite opens by name."""
+    if _identity(path.lstat()) != identity:
+        raise LedgerUnusableError(
+            f"the ledger {path} was replaced while it was opened: nothing else may write there"
+        )
+
+
+def _prepare(
+    path: Path, connection: sqlite3.Connection, prepare: Callable[[sqlite3.Connection], _T]
+) -> _T:
+    # Its own decoding would hide that text is not UTF-8 behind an error without a code.
+    connection.text_factory = bytes.decode
+    try:
+        (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if finding != "ok":
+            raise _CorruptError(f"quick_check: {finding}")
+        (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise LedgerUnusableError(
+                f"the ledger {path} can't have a write-ahead log there (journal_mode={mode}): "
+                "LEDGER_PATH must be on a local disk"
+            )
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA temp_store = MEMORY")
+        connection.execute("PRAGMA trusted_schema = OFF")
+        return prepare(connection)
+    except (ValueError, KeyError, TypeError) as error:
+        raise _CorruptError(f"a row makes no sense: {error!r:.200}") from error
+    except sqlite3.Error as error:
+        # The lower byte is the kind, the rest says more of it.
+        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        # SQLITE_ERROR: our statements don't fit its tables.
+        if kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}:
+            raise _CorruptError(explain(error)) from error
+        if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
+            raise _locked(path) from error
+        raise LedgerUnusableError(
+            f"the ledger {path} can't be opened ({explain(error)}): make room on its volume, or "
+            "set LEDGER_PATH to a file that this user may write to"
+        ) from error
+
+
+def _claim(path: Path) -> tuple[int, int]:
+    """
+    Create the file or check the one that is there; return what tells it from other files.
+
+    Nothing is written before it is known to be a ledger of this version or an older one.
+    """
+    for suffix in SIDE_FILES:
+        with suppress(FileNotFoundError):
+            if not stat.S_ISREG(os.lstat(f"{path}{suffix}").st_mode):
+                raise OSError(errno.ELOOP, f"{path.name}{suffix} is not a plain file")
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT | os.O_EXCL, 0o600)
+        _sync_folder(path)
+    # This descriptor is closed before SQLite opens the file: closing it later would drop SQLite's
+    # own locks, which belong to the process (https://www.sqlite.org/howtocorrupt.html).
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is not a plain file")
+        wal = Path(f"{path}-wal")
+        _check_header(path, file.read(_HEADER_SIZE), wal.read_bytes() if wal.exists() else b"")
+        if stat.S_IMODE(status.st_mode) != 0o600:  # noqa: PLR2004 - for its owner alone
+            _restrict(path, file.fileno())
+    return _identity(status)
+
+
+def _check_header(path: Path, header: bytes, wal: bytes) -> None:
+    """
+    Refuse a file that isn't ours to open.
+
+    `header` is its first `_HEADER_SIZE` bytes, `wal` the whole of its write-ahead log.
+    """
+    if not header and not wal:
+        return
+    if len(header) < _HEADER_SIZE or not header.startswith(_MAGIC):
+        raise _CorruptError("it does not begin like an SQLite database")
+    header = _committed_header(wal) or header
+    version = _integer(header, _USER_VERSION)
+    if version > VERSION:
+        raise LedgerNewerError(
+            f"the ledger {path} was written by a newer version of deployment-tracker (its schema "
+            f"is {version}, this program knows {VERSION}): run that version, or set LEDGER_PATH "
+            "to another file; it was not touched"
+        )
+    is_blank = version == 0 and header[_SCHEMA:] == _NO_SCHEMA
+    if not is_blank and _integer(header, _APPLICATION_ID) != APPLICATION_ID:
+        raise LedgerUnusableError(
+            f"the file {path} is another program's SQLite database: set LEDGER_PATH to a file of "
+            "the ledger's own; it was not touched"
+        )
+
+
+def _committed_header(wal: bytes) -> bytes | None:
+    """
+    Return the first `_HEADER_SIZE` bytes as the last commit in a write-ahead log left them.
+
+    None when it has no commit, or none of them changed the first page.
+
+    SQLite can't be asked for it: to read a database with such a log it writes beside it.
+    """
+    if len(wal) < 32 or wal[:3] != b"\x37\x7f\x06":  # noqa: PLR2004 - the log's header
+        return None
+    order = ">" if wal[3] & 1 else "<"  # of the checksums only
+    page_size = _integer(wal, 8)
+    salt = wal[16:24]
+    checksum = _checksum(order, wal[:24], (0, 0))
+    if checksum != struct.unpack_from(">II", wal, 24):
+        return None
+    found = committed = None
+    for start in range(32, len(wal) - page_size - 23, page_size + 24):
+        page = start + 24
+        checksum = _checksum(order, wal[start : start + 8], checksum)
+        checksum = _checksum(order, wal[page : page + page_size], checksum)
+        if wal[start + 8 : start + 16] != salt:
+            break
+        if checksum != struct.unpack_from(">II", wal, start + 16):
+            break
+        if _integer(wal, start) == 1:
+            found = wal[page : page + _HEADER_SIZE]
+        if _integer(wal, start + 4):  # the size of the database: this frame ends a transaction
+            committed = found
+    return committed
+
+
+def _checksum(order: str, content: bytes, start: tuple[int, int]) -> tuple[int, int]:
+    """Return the WAL format's running checksum over `content`, a multiple of eight bytes."""
+    first, second = start
+    words = iter(struct.unpack(f"{order}{len(content) // 4}I", content))
+    for left, right in zip(words, words, strict=True):
+        first = (first + left + second) & 0xFFFFFFFF
+        second = (second + right + first) & 0xFFFFFFFF
+    return first, second
+
+
+def _integer(content: bytes, offset: int) -> int:
+    return int.from_bytes(content[offset : offset + 4])
+
+
+def _restrict(path: Path, descriptor: int) -> None:
+    """Leave the file to its owner; kubelet's `fsGroup`, for one, opens it to a group."""
+    try:
+        os.fchmod(descriptor, 0o600)
+    except PermissionError:
+        _log.warning("others may read the ledger: it belongs to another user", path=str(path))
+
+
+def _move_aside(path: Path, reason: str) -> None:
+    """Rename a corrupt ledger, and what SQLite keeps beside it, so that it can be looked at."""
+    stamp = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%SZ")
+    moved = path.with_name(f"{path.name}.corrupt-{stamp}")
+    count = 1
+    while moved.exists():
+        count += 1
+        moved = path.with_name(f"{path.name}.corrupt-{stamp}.{count}")
+    # The log goes first: without its database it is nothing, while a new database beside an old
+    # log would be one more broken pair if this were cut short.
+    for suffix in (*SIDE_FILES, ""):
+        with suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{moved}{suffix}")
+    _sync_folder(path)
+    _log.error(
+        "the ledger was corrupt and is started anew: what runs is posted once more, and what was"
+        " deleted while the tracker was down is not noticed; check the volume, compare with"
+        " GitHub, and delete the old file when it is of no more use",
+        path=str(path),
+        moved_to=str(moved),
+        reason=reason,
+    )
+
+
+def _sync_folder(path: Path) -> None:
+    """Make what was created or renamed beside `path` outlast a power failure."""
+    descriptor = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _identity(status: os.stat_result) -> tuple[int, int]:
+    return status.st_dev, status.st_ino
+
+
+def _because(error: OSError) -> str:
+    """Return the reason of a system's error without the path, which the message has already."""
+    if error.errno == errno.ELOOP and error.filename is not None:
+        return "it is a symbolic link"
+    return error.strerror or str(error)

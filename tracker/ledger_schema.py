@@ -1,0 +1,353 @@
+"""
+The ledger's tables, and how an entry becomes a row and comes back.
+
+Only `tracker.ledger` and `tracker.ledger_file` use this. The schema's version is SQLite's
+`user_version`; `MIGRATIONS` leads from any older version to this one, each step in a transaction
+of its own, so that a crash leaves the version before or the one after, never a state between.
+
+An entry's times are seconds of the event loop's clock, which begins anew with each boot; a row's
+are wall-clock seconds since the epoch. `Moment` converts them at this border and nowhere else.
+"""
+
+import json
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tracker.entries import Entry, State
+from tracker.images import Digest
+from tracker.records import Record, Status
+from tracker.workloads import Workload
+
+__all__ = [
+    "APPLICATION_ID",
+    "DELETE_ENTRY",
+    "DELETE_OLD_ENTRY",
+    "MAX_AHEAD_SECONDS",
+    "MIGRATIONS",
+    "UPDATE_FINGERPRINT",
+    "UPSERT_ENTRY",
+    "UPSERT_PAUSE",
+    "VERSION",
+    "Contents",
+    "Identity",
+    "Moment",
+    "Value",
+    "entry_row",
+    "migrate",
+    "read_contents",
+]
+
+APPLICATION_ID = 0x67646570
+"""Tells a ledger from other programs' SQLite files, which are never touched ("gdep" in ASCII)."""
+MAX_AHEAD_SECONDS = 24 * 3600.0
+"""A wait read from the file is at most this long: a clock that jumped must not park a name."""
+
+Value = str | int | float | None
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        f"PRAGMA application_id = {APPLICATION_ID}",
+        """
+        CREATE TABLE identities (
+            id INTEGER PRIMARY KEY,
+            api_host TEXT NOT NULL,
+            org TEXT NOT NULL,
+            logical_environment TEXT NOT NULL,
+            physical_environment TEXT NOT NULL,
+            cluster TEXT NOT NULL,
+            fingerprint TEXT,
+            UNIQUE (api_host, org, logical_environment, physical_environment, cluster)
+        ) STRICT
+        """,
+        # Records are JSON texts: they are written and read whole, never searched.
+        """
+        CREATE TABLE entries (
+            identity INTEGER NOT NULL,
+            deployment_name TEXT NOT NULL,
+            workload_api_version TEXT NOT NULL,
+            workload_kind TEXT NOT NULL,
+            workload_namespace TEXT NOT NULL,
+            workload_name TEXT NOT NULL,
+            container TEXT NOT NULL,
+            acknowledged TEXT,
+            acknowledged_at REAL,
+            sent TEXT,
+            state TEXT NOT NULL,
+            reason TEXT NOT NULL,
+            attempts INTEGER NOT NULL,
+            not_before REAL,
+            unsettled TEXT,
+            settle_at REAL,
+            refused TEXT,
+            written_at REAL NOT NULL,
+            PRIMARY KEY (identity, deployment_name)
+        ) STRICT, WITHOUT ROWID
+        """,
+        # What holds for the file: `pause_until <API host>`.
+        "CREATE TABLE meta (key TEXT PRIMARY KEY, value REAL NOT NULL) STRICT, WITHOUT ROWID",
+    ),
+)
+VERSION = len(MIGRATIONS)
+
+UPSERT_ENTRY = """
+    INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    ON CONFLICT (identity, deployment_name) DO UPDATE SET
+        workload_api_version = excluded.workload_api_version,
+        workload_kind = excluded.workload_kind,
+        workload_namespace = excluded.workload_namespace,
+        workload_name = excluded.workload_name,
+        container = excluded.container,
+        acknowledged = excluded.acknowledged,
+        acknowledged_at = excluded.acknowledged_at,
+        sent = excluded.sent,
+        state = excluded.state,
+        reason = excluded.reason,
+        attempts = excluded.attempts,
+        not_before = excluded.not_before,
+        unsettled = excluded.unsettled,
+        settle_at = excluded.settle_at,
+        refused = excluded.refused,
+        written_at = excluded.written_at
+    """
+DELETE_ENTRY = "DELETE FROM entries WHERE identity = ? AND deployment_name = ?"
+DELETE_OLD_ENTRY = f"{DELETE_ENTRY} AND written_at < ?"
+UPDATE_FINGERPRINT = "UPDATE identities SET fingerprint = ? WHERE id = ?"
+UPSERT_PAUSE = """
+    INSERT INTO meta VALUES ('pause_until ' || ?, ?)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value
+    """
+
+_SELECT_IDENTITIES = """
+    SELECT id, api_host, org, logical_environment, physical_environment, cluster, fingerprint,
+        (SELECT count(*) FROM entries WHERE identity = id)
+    FROM identities
+    """
+_INSERT_IDENTITY = """
+    INSERT INTO identities
+        (api_host, org, logical_environment, physical_environment, cluster)
+    VALUES (?, ?, ?, ?, ?)
+    """
+_SELECT_ENTRIES = """
+    SELECT deployment_name, workload_api_version, workload_kind, workload_namespace, workload_name,
+        container, acknowledged, acknowledged_at, sent, state, reason, attempts, not_before,
+        unsettled, settle_at, refused, written_at
+    FROM entries WHERE identity = ?
+    """
+_SELECT_PAUSE = "SELECT value FROM meta WHERE key = 'pause_until ' || ?"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """
+    Whose records the entries are about: an acknowledgement counts under its identity only.
+
+    `api_host` is the host of GitHub's API; the rest is as in `Scope`, empty text where the
+    operator named none.
+    """
+
+    api_host: str
+    org: str
+    logical_environment: str
+    physical_environment: str
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moment:
+    """One moment as two clocks tell it: the event loop's, and the wall's since the epoch."""
+
+    loop: float
+    wall: float
+
+    def to_wall(self, time: float | None) -> float | None:
+        """Return a time of the loop's clock as a wall time."""
+        return None if time is None else self.wall + (time - self.loop)
+
+    def to_loop(self, time: float | None, *, most: float = MAX_AHEAD_SECONDS) -> float | None:
+        """Return a wall time as one of the loop's clock, at most `most` seconds ahead."""
+        return None if time is None else self.loop + min(time - self.wall, most)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Contents:
+    """
+    What a ledger's file holds for one identity.
+
+    `identity_id` is its key in the file, `entries` are (entry, wall time of writing), `others`
+    counts the entries of other identities, `fingerprint` is that of the cluster which the entries
+    are of, None before one was seen, `pause_until` is a wall time, 0 for none.
+    """
+
+    identity_id: int
+    entries: Sequence[tuple[Entry, float]]
+    others: dict[Identity, int]
+    fingerprint: str | None
+    pause_until: float
+
+
+def migrate(
+    connection: sqlite3.Connection,
+    *,
+    step: Callable[[str], None],
+    migrations: Sequence[Sequence[str]] = MIGRATIONS,
+) -> None:
+    """
+    Bring the schema to the newest version, one transaction for each version on the way.
+
+    The connection must be in autocommit mode (`isolation_level=None`). `step("migrating")` is
+    called in each transaction before its commit. Raises sqlite3.Error; what was begun is rolled
+    back then.
+    """
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    for number, statements in enumerate(migrations[version:], start=version + 1):
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for statement in statements:
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {number}")
+            step("migrating")
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+
+
+def read_contents(connection: sqlite3.Connection, identity: Identity, now: Moment) -> Contents:
+    """
+    Return what the file holds for an identity, which is entered when it is new to the file.
+
+    Raises sqlite3.Error, and ValueError, KeyError or TypeError for what was never written by
+    `entry_row`.
+    """
+    identity_id: int | None = None
+    fingerprint: str | None = None
+    others: dict[Identity, int] = {}
+    for key, api_host, org, logical, physical, cluster, of_cluster, count in connection.execute(
+        _SELECT_IDENTITIES
+    ):
+        found = Identity(
+            api_host=api_host,
+            org=org,
+            logical_environment=logical,
+            physical_environment=physical,
+            cluster=cluster,
+        )
+        if found == identity:
+            identity_id, fingerprint = key, of_cluster
+        elif count:
+            others[found] = count
+    if identity_id is None:
+        cursor = connection.execute(
+            _INSERT_IDENTITY,
+            (
+                identity.api_host,
+                identity.org,
+                identity.logical_environment,
+                identity.physical_environment,
+                identity.cluster,
+            ),
+        )
+        if cursor.lastrowid is None:
+            raise ValueError("the identity's row has no id")
+        identity_id = cursor.lastrowid
+    pause = connection.execute(_SELECT_PAUSE, (identity.api_host,)).fetchone()
+    return Contents(
+        identity_id=identity_id,
+        entries=[_entry(row, now) for row in connection.execute(_SELECT_ENTRIES, (identity_id,))],
+        others=others,
+        fingerprint=fingerprint,
+        pause_until=0.0 if pause is None else float(pause[0]),
+    )
+
+
+def entry_row(identity_id: int, entry: Entry, now: Moment) -> tuple[Value, ...]:
+    """
+    Return the values of an entry for `UPSERT_ENTRY`, written now.
+
+    Raises UnicodeEncodeError for text that is no Unicode (a lone surrogate): here, where it fails
+    one entry, not in the transaction that it would share with others.
+    """
+    row: tuple[Value, ...] = (
+        identity_id,
+        entry.deployment_name,
+        entry.workload.api_version,
+        entry.workload.kind,
+        entry.workload.namespace,
+        entry.workload.name,
+        entry.container,
+        _text(entry.acknowledged),
+        now.to_wall(entry.acknowledged_at),
+        _text(entry.sent),
+        entry.state.value,
+        entry.reason,
+        entry.attempts,
+        now.to_wall(entry.not_before),
+        _text(entry.unsettled),
+        now.to_wall(entry.settle_at),
+        _text(entry.refused),
+        now.wall,
+    )
+    for value in row:
+        if isinstance(value, str):
+            value.encode()
+    return row
+
+
+def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
+    """Return an entry and its time of writing from a row of `_SELECT_ENTRIES`."""
+    texts = [str(value) for value in row[:6]]
+    acknowledged, acknowledged_at, sent, state, reason, attempts = row[6:12]
+    not_before, unsettled, settle_at, refused, written_at = row[12:]
+    entry = Entry(
+        deployment_name=texts[0],
+        workload=Workload(api_version=texts[1], kind=texts[2], namespace=texts[3], name=texts[4]),
+        container=texts[5],
+        acknowledged=_record(acknowledged),
+        acknowledged_at=now.to_loop(_number(acknowledged_at), most=0.0),  # it has happened
+        sent=_record(sent),
+        state=State(str(state)),
+        reason=str(reason),
+        attempts=int(_number(attempts) or 0),
+        not_before=now.to_loop(_number(not_before)),
+        unsettled=_record(unsettled),
+        settle_at=now.to_loop(_number(settle_at)),
+        refused=_record(refused),
+    )
+    return entry, _number(written_at) or 0.0
+
+
+def _number(value: object) -> float | None:
+    if value is None or isinstance(value, int | float):
+        return value
+    raise TypeError(f"a number was expected, not {value!r:.80}")
+
+
+def _text(record: Record | None) -> str | None:
+    """Return a record as JSON: ASCII, sorted, so that equal records are equal texts."""
+    if record is None:
+        return None
+    return json.dumps(
+        {
+            "deployment_name": record.deployment_name,
+            "digest": record.digest,
+            "name": record.name,
+            "status": record.status.value,
+            "version": record.version,
+        },
+        separators=(",", ":"),
+    )
+
+
+def _record(text: object) -> Record | None:
+    if text is None:
+        return None
+    fields = json.loads(str(text))
+    return Record(
+        deployment_name=fields["deployment_name"],
+        name=fields["name"],
+        version=fields["version"],
+        digest=Digest(fields["digest"]),
+        status=Status(fields["status"]),
+    )
