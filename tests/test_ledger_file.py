@@ -166,7 +166,10 @@ def lose_the_database(path: Path) -> None:
     [
         pytest.param(overwrite(0, b"\xff" * 50), id="header"),
         pytest.param(overwrite(0, b"not a database, but a text of some length" * 9), id="text"),
-        pytest.param(overwrite(4 * PAGE, b"\xff" * PAGE), id="page"),
+        *(
+            pytest.param(overwrite(page * PAGE, b"\xff" * PAGE), id=f"page {page}")
+            for page in range(1, 7)
+        ),
         pytest.param(truncate, id="cut"),
         pytest.param(lose_the_database, id="a log without its database"),
         pytest.param(execute("UPDATE entries SET state = 'merry'"), id="state"),
@@ -243,7 +246,7 @@ def test_a_ledger_of_a_newer_version_is_not_touched(path: Path, mode: str) -> No
 
 
 def test_a_newer_version_that_only_the_log_tells_is_seen(path: Path, tmp_path: Path) -> None:
-    """Each cut of the log is judged as SQLite would, without SQLite's writing beside it."""
+    """Each damaged log is judged as SQLite would, without SQLite's writing beside it."""
     filled(path)
     with closing(sqlite3.connect(path, isolation_level=None)) as newer:
         newer.execute("PRAGMA wal_autocheckpoint = 0")
@@ -255,17 +258,21 @@ def test_a_newer_version_that_only_the_log_tells_is_seen(path: Path, tmp_path: P
         newer.execute("UPDATE entries SET attempts = 8")
         crashed = copied(path, tmp_path / "crashed")
     size = Path(f"{crashed}-wal").stat().st_size
-    seen = set()
-    for cut in [*range(0, size, 1021), size]:
-        with closing(sqlite3.connect(copied(crashed, tmp_path / f"sqlite-{cut}", cut))) as reader:
+    seen = []
+    for number, offset in enumerate(range(0, size + 1, 509)):
+        torn = copied(crashed, tmp_path / f"torn-{number}", offset if number % 2 else None)
+        if number % 2 == 0 and offset < size:
+            overwrite(offset, b"\xa5")(Path(f"{torn}-wal"))
+        copy = copied(torn, tmp_path / f"sqlite-{number}")
+        with closing(sqlite3.connect(copy)) as reader:
             (version,) = reader.execute("PRAGMA user_version").fetchone()
-        torn = copied(crashed, tmp_path / f"cut-{cut}", cut)
         if version > VERSION:
             assert_refused_untouched(torn, LedgerNewerError, "newer version")
         else:
             assert len(read(torn)) == 1
-        seen.add(version)
-    assert seen == {VERSION, VERSION + 1}
+        seen.append(version)
+    assert set(seen) == {VERSION, VERSION + 1}
+    assert seen == sorted(seen)
 
 
 def test_another_programs_database_is_not_touched(path: Path) -> None:

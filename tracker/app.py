@@ -22,6 +22,7 @@ from tracker.cluster import Cluster
 from tracker.delivery import Delivery, Pause
 from tracker.drift import is_mass
 from tracker.entries import Entry
+from tracker.errors import LedgerError
 from tracker.github import GitHub
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
@@ -83,6 +84,7 @@ class Tracker:
             delay_seconds=settings.decommission_delay.total_seconds(),
             cronjob_seconds=settings.cronjob_hold.total_seconds(),
             spans_namespaces="{{namespace}}" not in settings.dn_template,
+            astray=self.request_reconcile,
         )
         self._reconciler = Reconciler(
             pods=cluster,
@@ -217,7 +219,7 @@ class Tracker:
             # Most of what stands runs here: its address or CA may have changed, the cluster not.
             self._foreign = False
         if not self._foreign:
-            await self.ledger.adopt_cluster(self._fingerprint)
+            await self._adopt()
         if self._foreign:
             _log.error(
                 "the ledger was kept for another cluster (API server address or CA); what is"
@@ -241,6 +243,13 @@ class Tracker:
         self.look_at_all()
         self.pause.open()
         await self._reconciler.run()
+
+    async def _adopt(self) -> None:
+        try:
+            await self.ledger.adopt_cluster(self._fingerprint)
+        except LedgerError as error:
+            # It is asked for again at the next start; until then nothing rests on it.
+            _log.error("the cluster was not noted in the ledger", reason=str(error))
 
     def _see(self, raw: object, *, surely: bool) -> None:
         pod = read_pod(raw, excluded_namespaces=self.settings.exclude_namespaces)

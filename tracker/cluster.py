@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, cast
+from typing import Any, Final, Literal, Self, cast
 
 import aiohttp
 import structlog
@@ -43,8 +43,10 @@ __all__ = ["Cluster", "Connection", "Endpoint"]
 
 PAGE: Final = 500
 """Objects asked for at once: metadata of 500 pods is well under a megabyte."""
-WATCH_APART_SECONDS: Final = 1.0
-"""Between the beginnings of two watches."""
+APART_SECONDS: Final = 1.0
+"""Between the beginnings of two watches, and of two lists for one, at least."""
+MAX_APART_SECONDS: Final = 20.0
+"""Between two such lists when one follows the other again and again."""
 LIST_SECONDS: Final = 60.0
 """For one page from its first to its last byte."""
 CONNECT_SECONDS: Final = 10.0
@@ -98,7 +100,9 @@ class Cluster:
         self._apis: dict[str, client.ApiClient] = {}
         # One list at a time: they are rare, and a login that failed is not closed under another.
         self._turn = asyncio.Lock()
-        self._last_watch = -math.inf
+        self._watches = _Turns(apart=APART_SECONDS, at_most=APART_SECONDS)
+        self._lists = _Turns(apart=APART_SECONDS, at_most=MAX_APART_SECONDS)
+        self._had_token = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -120,14 +124,21 @@ class Cluster:
             told.update(await asyncio.to_thread(Path(configuration.ssl_ca_cert).read_bytes))
         return Endpoint(server=server, fingerprint=told.hexdigest())
 
-    async def connect(self, *, on_list: Callable[[], None]) -> Connection:
+    async def connect(
+        self,
+        *,
+        on_list: Callable[[], None],
+        on_page: Callable[[], None],
+        on_watch: Callable[[], None],
+    ) -> Connection:
         """
         Read the credentials anew and return a session with them, for watching.
 
-        Watch requests of all such sessions are spaced out, since a server that ends each watch at
-        once would be asked thousands of times a second. `on_list` is called when a list begins:
-        what goes between the end of a watch and the list that follows no watch will tell. Raises
-        `CredentialsError`.
+        Watches of all such sessions are spaced out, and so are lists, since a server that ends
+        each at once would be asked thousands of times a second. `on_list` is called when a list
+        was begun: what went between the end of a watch and the list that follows no watch will
+        tell. `on_page` and `on_watch` are called when the API server grants a page of a list, or a
+        watch. Raises `CredentialsError`.
         """
         configuration = await self._configuration()
         trace = aiohttp.TraceConfig()
@@ -137,24 +148,35 @@ class Cluster:
             _context: object,
             request: aiohttp.TraceRequestStartParams,
         ) -> None:
-            if not request.url.path.endswith("/pods"):
+            kind = _kind_of(request.url.path, request.url.query)
+            if kind == "watch":
+                await self._watches.next()
+            elif kind == "list":
+                await self._lists.next()
+
+        async def on_request_end(
+            _session: aiohttp.ClientSession,
+            _context: object,
+            request: aiohttp.TraceRequestEndParams,
+        ) -> None:
+            kind = _kind_of(request.url.path, request.url.query)
+            if not kind or request.response.status != HTTPStatus.OK:
                 return
-            if "watch" in request.url.query:
-                await self._space_out()
-            elif "continue" not in request.url.query:
+            if kind == "watch":
+                on_watch()
+                return
+            on_page()
+            if kind == "list":
+                # Not when it is asked for: all that goes before the state it shows is missed, and
+                # a server may take its time to come to that state.
                 on_list()
 
         trace.on_request_start.append(on_request_start)
+        trace.on_request_end.append(on_request_end)
         session = _session(configuration, self._user_agent, trace)
         if token := await configuration.get_api_key_with_prefix("BearerToken"):
             session.headers["Authorization"] = token.strip()
         return Connection(server=str(configuration.host), session=session)
-
-    async def _space_out(self) -> None:
-        loop = asyncio.get_running_loop()
-        begin = max(loop.time(), self._last_watch + WATCH_APART_SECONDS)
-        self._last_watch = begin
-        await asyncio.sleep(begin - loop.time())
 
     async def pod_uids(self, namespace: str | None) -> frozenset[str]:
         """
@@ -208,7 +230,11 @@ class Cluster:
             while True:
                 status, body = await self._ask(_page(core, namespace, token))
                 page = _decoded(status, body, "List")
-                items += page.get("items") or ()
+                listed = page.get("items") or []
+                if not isinstance(listed, list):
+                    message = "a list of pods lacks its items"
+                    raise ListError(message)
+                items += listed
                 metadata = page.get("metadata")
                 token = metadata.get("continue") or "" if isinstance(metadata, Mapping) else ""
                 if not token:
@@ -220,13 +246,15 @@ class Cluster:
             response = cast("aiohttp.ClientResponse", await request)
             async with response:
                 status, body = response.status, await response.read()
-        except (aiohttp.ClientError, OSError) as error:
+        except (aiohttp.ClientError, OSError, ConfigException, ValueError) as error:
+            # The last two are of the token, which is read again now and then: none, or not one.
             await self._logout()
             said = clean_text(str(error)) or type(error).__name__
             message = f"the API server can't be asked for pods: {said}"
             raise ListError(message) from error
-        if status == HTTPStatus.UNAUTHORIZED:
-            # A rotated token, a moved server: the next list starts from the credentials again.
+        if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
+            # A rotated token, a moved server, a token that was not there yet (who sends none is
+            # forbidden, not unauthorized): the next list starts from the credentials again.
             await self._logout()
         return status, body
 
@@ -236,11 +264,12 @@ class Cluster:
         if api is None:
             try:
                 configuration = await self._configuration()
+                session = _session(configuration, self._user_agent)
             except CredentialsError as error:
                 raise ListError(str(error)) from error
             api = client.ApiClient(configuration)
             await api.rest_client.pool_manager.close()
-            api.rest_client.pool_manager = _session(configuration, self._user_agent)
+            api.rest_client.pool_manager = session
             api.user_agent = self._user_agent
             api.set_default_header("Accept", accept)
             self._apis[accept] = api
@@ -285,6 +314,14 @@ class Cluster:
                 " name a kubeconfig with -kubeconfig or KUBECONFIG"
             )
             raise CredentialsError(message) from error
+        token = configuration.api_key.get("BearerToken", "").strip()
+        if self._had_token and not token:
+            # Its file is about to be written. Who sends no token is somebody else, anonymous.
+            message = "the token for the API server is empty"
+            raise CredentialsError(message)
+        self._had_token = bool(token)
+        if token:
+            configuration.api_key["BearerToken"] = token  # a file of it may end in a line break
         return configuration
 
 
@@ -296,13 +333,48 @@ def _check_readable(path: str) -> None:
         raise FileNotFoundError(message)
 
 
+def _kind_of(path: str, query: Mapping[str, str]) -> Literal["watch", "list", "page", ""]:
+    """Return what is asked for: a watch of pods, a list of them, its next page, or else nothing."""
+    if not path.endswith("/pods"):
+        return ""
+    if "watch" in query:
+        return "watch"
+    return "page" if "continue" in query else "list"
+
+
+class _Turns:
+    """
+    Turns that are `apart` seconds apart at least.
+
+    While each is asked for too early, the time doubles from one to the next, up to `at_most`.
+    """
+
+    def __init__(self, *, apart: float, at_most: float) -> None:
+        self._least = self._apart = apart
+        self._most = at_most
+        self._last = -math.inf
+
+    async def next(self) -> None:
+        """Wait for the next turn."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        begin = max(now, self._last + self._apart)
+        self._apart = min(2 * self._apart, self._most) if begin > now else self._least
+        self._last = begin
+        await asyncio.sleep(begin - now)
+
+
 def _session(
     configuration: client.Configuration, user_agent: str, *traces: aiohttp.TraceConfig
 ) -> aiohttp.ClientSession:
-    """Return a session that presents the identity of a configuration."""
-    tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
-    if configuration.cert_file:
-        tls.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    """Return a session that presents a configuration's identity. Raises `CredentialsError`."""
+    try:
+        tls = ssl.create_default_context(cafile=configuration.ssl_ca_cert)
+        if configuration.cert_file:
+            tls.load_cert_chain(configuration.cert_file, keyfile=configuration.key_file)
+    except OSError as error:  # ssl's own errors included: a file that is missing, or half written
+        message = f"a certificate for the API server can't be read: {clean_text(str(error))}"
+        raise CredentialsError(message) from error
     if not configuration.verify_ssl:
         # The kubeconfig says `insecure-skip-tls-verify`: its owner's word about their own server.
         _log.warning("the kubeconfig turns TLS verification of the API server off")
@@ -326,12 +398,12 @@ def _page(core: client.CoreV1Api, namespace: str, token: str) -> Awaitable[objec
         return core.list_namespaced_pod(
             namespace,
             limit=PAGE,
-            _continue=token,
+            _continue=token or None,
             _preload_content=False,
             _request_timeout=LIST_SECONDS,
         )
     return core.list_pod_for_all_namespaces(
-        limit=PAGE, _continue=token, _preload_content=False, _request_timeout=LIST_SECONDS
+        limit=PAGE, _continue=token or None, _preload_content=False, _request_timeout=LIST_SECONDS
     )
 
 

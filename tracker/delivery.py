@@ -25,6 +25,7 @@ from tracker.entries import (
     Nothing,
     Send,
     State,
+    Step,
     Wait,
     conclude,
     intend,
@@ -232,11 +233,25 @@ class Delivery:
                     await asyncio.sleep(due - loop.time())
                     # The timer that is due puts its name into the queue in this turn of the loop.
                     await asyncio.sleep(0)
-        return self.backlog + sum(1 for name in self._timers if self._is_unsent(name))
+        names = self._queued | self._busy | self._timers.keys()
+        return sum(1 for name in names if self._is_unsent(name))
 
     def _is_unsent(self, name: str) -> bool:
+        """Tell whether a name is to be sent, now or when a failure's wait is over."""
         entry = self._ledger.get(name)
-        return entry is not None and entry.state in {State.CLEAN, State.SENDING, State.OPEN}
+        match self._next_step(name, entry):
+            case Send():
+                return True
+            case Wait():
+                return entry is not None and entry.state not in {State.NOT_FOUND, State.PARKED}
+            case _:
+                return False
+
+    def _next_step(self, name: str, entry: Entry | None) -> Step:
+        judgement = self._judge(name, None if entry is None else entry.held)
+        now = asyncio.get_running_loop().time()
+        confirmed = self._absences.confirmed(name)
+        return next_step(judgement, entry, absence_confirmed=confirmed, now=now)
 
     async def _work(self) -> None:
         while True:
@@ -263,14 +278,9 @@ class Delivery:
     async def _advance(self, name: str) -> None:
         """Do the next step for a name."""
         await self._pause.passed()
-        now = asyncio.get_running_loop().time()
         entry = self._ledger.get(name)
-        judgement = self._judge(name, None if entry is None else entry.held)
-        step = next_step(
-            judgement, entry, absence_confirmed=self._absences.confirmed(name), now=now
-        )
-        match step:
-            case Send():
+        match self._next_step(name, entry):
+            case Send() as step:
                 await self._send(entry, step)
                 self.touch(name)
             case Wait(until=until):
@@ -290,8 +300,8 @@ class Delivery:
                     )
                     await self._send(entry, again)
                     self.touch(name)
-            case _:
-                assert_never(step)
+            case never:
+                assert_never(never)
 
     async def _send(self, entry: Entry | None, send: Send) -> None:
         self._reposts.discard(send.record.deployment_name)

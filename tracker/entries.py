@@ -256,7 +256,16 @@ def _step_deployed(
     if last_refused == judgement.record and judgement.displaced and _stands(entry):
         # The new image can't be recorded and the old one runs nowhere: at least say that.
         return _step_gone(entry, now, confirmed=confirmed, absent=False)
-    return _unless_waiting(entry, send, now)
+    step = _unless_waiting(entry, send, now)
+    settle = _settle(entry, now)
+    match step, settle:
+        case Wait(), Send():
+            # The new record waits to be asked for, maybe for hours: what stands is settled first.
+            return settle
+        case Wait(until=one), Wait(until=other):
+            return Wait(until=min(one, other))
+        case _:
+            return step
 
 
 def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> Step:

@@ -299,12 +299,13 @@ class SqliteLedger(_Mirror):
         """
         if not self._is_of(fingerprint):
             return False
-        if self._fingerprint != fingerprint:
-            await self.adopt_cluster(fingerprint)
+        await self.adopt_cluster(fingerprint)
         return True
 
     async def adopt_cluster(self, fingerprint: str) -> None:
-        """Take the entries for those of this cluster from now on."""
+        """Take the entries for those of this cluster from now on; nothing is written twice."""
+        if self._fingerprint == fingerprint:
+            return
 
         def apply(counts: Sequence[int]) -> int:
             self._fingerprint = fingerprint

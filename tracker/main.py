@@ -29,7 +29,7 @@ from tracker import logs
 from tracker.app import Tracker, open_tracker
 from tracker.backoff import delay_after
 from tracker.settings import Settings, SettingsError, load
-from tracker.watch import CALM_SECONDS, configure_kopf, serve
+from tracker.watch import CALM_SECONDS, MAX_RETRY_SECONDS, Pulse, configure_kopf, serve
 
 __all__ = ["run"]
 
@@ -44,6 +44,7 @@ async def _start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: object) 
         context = _open_for_development()
         memo["tracker"] = await context.__aenter__()
         memo["context"] = context
+    memo.setdefault("pulse", Pulse())
     memo["phases"] = configure_kopf(settings, memo["tracker"])
 
 
@@ -65,10 +66,13 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     quick = (
         memo.get("quick_logins", 0) + 1 if now - memo.get("login_at", -inf) < CALM_SECONDS else 0
     )
-    await asyncio.sleep(delay_after(quick, 1.0) if quick else 0)
+    await asyncio.sleep(min(delay_after(quick, 1.0), MAX_RETRY_SECONDS) if quick else 0)
     memo.update(logins=logins + 1, quick_logins=quick, login_at=now)
     tracker: Tracker = memo["tracker"]
-    connection = await tracker.cluster.connect(on_list=tracker.request_reconcile)
+    pulse: Pulse = memo["pulse"]
+    connection = await tracker.cluster.connect(
+        on_list=tracker.request_reconcile, on_page=pulse.listing, on_watch=pulse.watching
+    )
     return kopf.AiohttpSession(
         server=connection.server, aiohttp_session=connection.session, priority=logins
     )

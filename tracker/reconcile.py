@@ -30,6 +30,8 @@ __all__ = ["Absences", "Lists", "Pods", "Reconciler", "Sightings", "View", "see_
 
 PATIENCE_SECONDS = 1.0
 """How long the watch may bring nothing of what a list holds before the list is asked for again."""
+MAX_PATIENCE_SECONDS = 20.0
+"""The same after many lists in a row of which the watch brought nothing: it is away."""
 MAX_LISTS_APART = 5
 """Names of more namespaces than this are confirmed by one list of all, not by one each."""
 SECOND_LIST_SECONDS = 30.0
@@ -77,18 +79,20 @@ class Sightings:
                 uids.discard(uid)
                 self._changed.set()
 
-    async def missing(self, uids: Collection[str]) -> frozenset[str]:
+    async def missing(
+        self, uids: Collection[str], *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> frozenset[str]:
         """
         Wait until all of these pods were seen; return those for which nothing comes any more.
 
-        That is none, or what is left when for a second none of them was seen.
+        That is none, or what is left when for that long none of them was seen.
         """
         left = {uid for uid in uids if not self._known(uid)}
         self._awaited.append(left)
         try:
             while left:
                 self._changed.clear()
-                async with asyncio.timeout(PATIENCE_SECONDS):
+                async with asyncio.timeout(patience_seconds):
                     await self._changed.wait()
         except TimeoutError:
             pass
@@ -108,6 +112,7 @@ async def see_everything(
     """
     waiting: frozenset[str] | None = None
     attempts = 0
+    patience = PATIENCE_SECONDS
     while waiting is None or waiting:
         try:
             listed = await lists.pod_uids(None)
@@ -122,7 +127,8 @@ async def see_everything(
             _log.info("pods listed", pods=len(listed))
         # What a later list lacks has gone, and the watch, which began after it, can't tell.
         waiting = listed if waiting is None else waiting & listed
-        waiting = await sightings.missing(waiting)
+        waiting = await sightings.missing(waiting, patience_seconds=patience)
+        patience = min(2 * patience, MAX_PATIENCE_SECONDS)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -140,7 +146,8 @@ class Absences:
     `delay_seconds` is how long a name must have been without a pod before that; `cronjob_seconds`
     the same for a name of a CronJob that has no pod that may run (its next run may be a day
     away). With `spans_namespaces` pods of any namespace can declare a name. `living` returns the
-    workloads that have pods that may run, `touch` has a name looked at.
+    workloads that have pods that may run, `touch` has a name looked at, `astray` is called when a
+    list holds a pod that the watch does not bring.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -154,8 +161,10 @@ class Absences:
         delay_seconds: float,
         cronjob_seconds: float,
         spans_namespaces: bool,
+        astray: Callable[[], None] = lambda: None,
     ) -> None:
         self._lists = lists
+        self._astray = astray
         self._sightings = sightings
         self._living = living
         self._touch = touch
@@ -195,10 +204,11 @@ class Absences:
     async def run(self) -> None:
         """Confirm what is wanted, for ever."""
         attempts = 0
+        patience = PATIENCE_SECONDS
         while True:
             due = await self._due()
             try:
-                await self._confirm(due)
+                whole = await self._confirm(due, patience)
             except ListError as error:
                 attempts += 1
                 delay = delay_after(attempts, self._chance())
@@ -211,6 +221,7 @@ class Absences:
                 await asyncio.sleep(delay)
             else:
                 attempts = 0
+                patience = PATIENCE_SECONDS if whole else min(2 * patience, MAX_PATIENCE_SECONDS)
 
     async def _due(self) -> dict[str, _Wanted]:
         """Wait for names that are due and return them."""
@@ -248,12 +259,16 @@ class Absences:
                 del due[name]
         return due
 
-    async def _confirm(self, due: dict[str, _Wanted]) -> None:
+    async def _confirm(self, due: dict[str, _Wanted], patience: float) -> bool:
+        """Confirm what lists can; return whether each list held nothing but what was seen."""
+        whole = True
         for namespace, names in self._by_namespace(due):
             listed = await self._lists.pod_uids(namespace)
-            if await self._sightings.missing(listed):
+            if await self._sightings.missing(listed, patience_seconds=patience):
                 # The watch has yet to bring a pod that is there, or one that is gone meanwhile:
                 # the next list tells. The names stay due.
+                whole = False
+                self._astray()
                 continue
             for name in names:
                 # Only what no event touched since: `withdraw` takes the very object away.
@@ -261,6 +276,7 @@ class Absences:
                     del self._wanted[name]
                     self._confirmed.add(name)
                     self._touch(name)
+        return whole
 
     def _by_namespace(self, due: dict[str, _Wanted]) -> Iterable[tuple[str | None, list[str]]]:
         namespaces: dict[str | None, list[str]] = {}
@@ -404,16 +420,29 @@ class Reconciler:
             await asyncio.sleep(PATIENCE_SECONDS)
             late = self._behind(listed, late)
         if len(late) > MAX_FETCHES:
-            for raw in await self._pods.fetch_pods():
-                self._view.see_surely(raw)
+            before = self._view.versions()
+            self._see(await self._pods.fetch_pods(), before)
         else:
             for uid in late:
                 pod = listed[uid]
+                before = self._view.versions()
                 raw = await self._pods.fetch_pod(pod.namespace, pod.name)
-                if raw is not None:
-                    self._view.see_surely(raw)
+                self._see([] if raw is None else [raw], before)
         return len(late)
+
+    def _see(self, pods: Iterable[object], before: Mapping[str, int]) -> None:
+        """Take note of pods that were fetched, but for those that the watch told of meanwhile."""
+        seen = self._view.versions()
+        for raw in pods:
+            uid = _uid_of(raw)
+            if seen.get(uid) == before.get(uid):
+                self._view.see_surely(raw)
 
     def _behind(self, listed: Mapping[str, Listed], uids: Iterable[str]) -> frozenset[str]:
         seen = self._view.versions()
         return frozenset(uid for uid in uids if seen.get(uid, -1) < listed[uid].version)
+
+
+def _uid_of(raw: object) -> str:
+    metadata = raw.get("metadata") if isinstance(raw, Mapping) else None
+    return str(metadata.get("uid")) if isinstance(metadata, Mapping) else ""

@@ -5,9 +5,11 @@ Kopf ends on much that will pass: an API server that answers nonsense, an error 
 refused token. The tracker with its queue and its ledger lives outside of it, so that an end of
 Kopf is a gap in the watch and nothing more.
 
-Three habits of Kopf need care. It takes the signals, which are ours. It kills the process ten
-minutes after an operator ended, which is for processes that should have ended too. And at its end
-it cancels every task of the loop that is younger than the operator, ours included.
+Four habits of Kopf need care. It takes the signals, which are ours. It kills the process ten
+minutes after an operator ended, which is for processes that should have ended too. At its end it
+cancels every task of the loop that is younger than the operator, ours included. And it can go on
+without a watch, with no more than a warning: when discovery showed no pods, or when it was told to
+come back in a year. So its watch is expected to show signs of life (`Pulse`).
 """
 
 import asyncio
@@ -15,7 +17,7 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Collection, Coroutine, Generator, Iterable, Iterator
+from collections.abc import Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from contextvars import ContextVar
 from itertools import count
@@ -31,7 +33,15 @@ from tracker.backoff import delay_after
 from tracker.inventory import Inventory
 from tracker.settings import Settings
 
-__all__ = ["CALM_SECONDS", "EndlessBackoffs", "PhasesInMemory", "configure_kopf", "serve"]
+__all__ = [
+    "CALM_SECONDS",
+    "MAX_RETRY_SECONDS",
+    "EndlessBackoffs",
+    "PhasesInMemory",
+    "Pulse",
+    "configure_kopf",
+    "serve",
+]
 
 FINALIZER = "deployment-tracker.invalid/never-set"
 """Kopf removes its own finalizer from what it handles; this one stands on no pod."""
@@ -48,6 +58,10 @@ MIN_RETRY_SECONDS = 0.5
 MAX_RETRY_SECONDS = 20.0
 CALM_SECONDS = 60.0
 """After this time without trouble, trouble is new."""
+LISTLESS_SECONDS = 120.0
+"""After this without an answer about pods, Kopf asks for something else, or for nothing."""
+WATCHLESS_SECONDS = WATCH_SECONDS + 2 * SILENCE_SECONDS
+"""After this a watch that was granted is over, however it ended."""
 SPARE_PHASES = 1000
 
 _log = structlog.get_logger(__name__)
@@ -87,6 +101,33 @@ class EndlessBackoffs:
             yield MIN_RETRY_SECONDS + min(delay_after(attempts, chance()), MAX_RETRY_SECONDS)
 
 
+class Pulse:
+    """
+    Signs of life of a watch: each says until when the next one is due.
+
+    It starts with the first wait for one; times are those of the running loop.
+    """
+
+    def __init__(self) -> None:
+        self._due = 0.0
+
+    def listing(self) -> None:
+        """Take note that a page of a list of pods was granted."""
+        self._due = asyncio.get_running_loop().time() + LISTLESS_SECONDS
+
+    def watching(self) -> None:
+        """Take note that a watch was granted."""
+        self._due = asyncio.get_running_loop().time() + WATCHLESS_SECONDS
+
+    async def lost(self) -> None:
+        """Return when the next sign of life is overdue."""
+        self.listing()
+        loop = asyncio.get_running_loop()
+        # The time moves later while this waits for it.
+        while (left := self._due - loop.time()) > 0:  # noqa: ASYNC110 - a time, not an event
+            await asyncio.sleep(left)
+
+
 class PhasesInMemory(kopf.DiffBaseStorage):
     """
     What the field handler saw last of each pod: its phase, by uid, and nothing on the pod.
@@ -109,7 +150,8 @@ class PhasesInMemory(kopf.DiffBaseStorage):
         extra_fields: Iterable[object] | None = None,  # noqa: ARG002 - Kopf's signature
     ) -> kopf.BodyEssence:
         """Return the one field that is watched: what Kopf would keep is most of the pod."""
-        phase = body.get("status", {}).get("phase")
+        status = body.get("status")
+        phase = status.get("phase") if isinstance(status, Mapping) else None
         return cast("kopf.BodyEssence", {"status": {"phase": phase}} if phase else {})
 
     def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
@@ -199,14 +241,12 @@ async def _watch(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> 
         # In a task of its own, so that what marks Kopf's tasks as Kopf's stays in there.
         operator = asyncio.create_task(_operate(tracker, stop, signals), name="operator")
         try:
-            await operator
-            reason = "it ended by itself"
+            await asyncio.wait({operator})
         except asyncio.CancelledError:
             operator.cancel()
             await asyncio.gather(operator, return_exceptions=True)
             raise
-        except Exception as error:  # noqa: BLE001 - whatever ends Kopf, the tracker goes on
-            reason = f"{type(error).__name__}: {clean_text(str(error))}"
+        reason = _reason(operator)
         if stop.is_set():
             return
         attempts = 1 if loop.time() - began > CALM_SECONDS else attempts + 1
@@ -217,19 +257,43 @@ async def _watch(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> 
                 await stop.wait()
 
 
-async def _operate(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> None:
-    """Run one operator until it ends or `stop` is set."""
-    _in_kopf.set(True)
-    namespace = tracker.settings.namespace
-    tasks = await kopf.spawn_tasks(
-        clusterwide=not namespace,
-        namespaces=[namespace] if namespace else [],
-        settings=kopf.OperatorSettings(),
-        memo=kopf.Memo(tracker=tracker),
-        stop_flag=stop,
-    )
-    signals.take()  # Kopf took them
-    await kopf.run_tasks(tasks, ignored=_NotKopfs())
+def _reason(operator: asyncio.Task[str]) -> str:
+    """Return why an operator that is done has ended: whatever it is, the tracker goes on."""
+    if operator.cancelled():
+        return "it was cancelled"
+    if (error := operator.exception()) is not None:
+        return f"{type(error).__name__}: {clean_text(str(error))}"
+    return operator.result()
+
+
+async def _operate(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> str:
+    """Run one operator until it ends, `stop` is set or its pulse is lost; return which it was."""
+    pulse = Pulse()
+    end = asyncio.Event()
+    waits = {
+        asyncio.create_task(stop.wait(), name="stopped"): "it was told to stop",
+        asyncio.create_task(pulse.lost(), name="pulse"): "nothing was heard from it for too long",
+    }
+    for wait in waits:
+        wait.add_done_callback(lambda _: end.set())
+    try:
+        _in_kopf.set(True)
+        namespace = tracker.settings.namespace
+        tasks = await kopf.spawn_tasks(
+            clusterwide=not namespace,
+            namespaces=[namespace] if namespace else [],
+            settings=kopf.OperatorSettings(),
+            # What it would find out by itself asks for the user's name, which may have none.
+            identity=cast("Any", "deployment-tracker"),
+            memo=kopf.Memo(tracker=tracker, pulse=pulse),
+            stop_flag=end,
+        )
+        signals.take()  # Kopf took them
+        await kopf.run_tasks(tasks, ignored=_NotKopfs())
+        return next((reason for wait, reason in waits.items() if wait.done()), "it ended by itself")
+    finally:
+        for wait in waits:
+            wait.cancel()
 
 
 class _Signals:

@@ -26,7 +26,9 @@ from tracker.workloads import Workload
 
 __all__ = [
     "IDENTITY",
+    "NOW",
     "ROOT",
+    "Wall",
     "entry",
     "hold_open",
     "numbers",
@@ -45,6 +47,18 @@ IDENTITY = Identity(
     physical_environment="eu-central-1",
     cluster="prod-eu-1",
 )
+
+NOW = 1_700_000_000.0
+
+
+class Wall:
+    """A wall clock that a test moves."""
+
+    def __init__(self, now: float = NOW) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def record(number: int = 0, status: Status = Status.DEPLOYED) -> Record:
@@ -121,7 +135,6 @@ def put_until_killed(path: str, step: str, count: str) -> None:
 
 def outgrow_the_limit(path: str) -> None:
     """Write until files must not grow, go on when they may; print the number of entries kept."""
-
     configure(level="error", as_json=False, libraries=False)  # to stderr, not into what is printed
 
     async def main() -> None:

@@ -1,0 +1,118 @@
+"""
+Defects to be planted in the tracker, to see that the checker finds them.
+
+Each is a mistake that could be made in earnest, in a few lines, in the place where it would be
+made. `tests.support.crashing` plants one in its process; nothing of this is ever in the program.
+"""
+
+import asyncio
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Any
+
+from tracker import app
+from tracker.answers import Acknowledged, Answer, Failed
+from tracker.drift import drift_of
+from tracker.entries import Entry, State
+from tracker.github import GitHub
+from tracker.ledger import SqliteLedger
+from tracker.reconcile import PATIENCE_SECONDS, Absences, Reconciler
+from tracker.records import Record
+
+__all__ = ["Defect", "plant"]
+
+
+class Defect(StrEnum):
+    """What is done wrong."""
+
+    EARLY_ACKNOWLEDGEMENT = "acknowledges before GitHub answers"
+    NO_INTENT = "sends without an intent in the ledger"
+    LATE_SNAPSHOT = "lists before it notes what was seen"
+    NEWEST_FIRST = "retries what failed after what came later"
+    EARLY_START = "sends before the first list is complete"
+    NO_CONFIRMATION = "decommissions without a list that confirms it"
+
+
+def plant(defect: Defect) -> None:
+    """Put the defect into the classes of this process."""
+    match defect:
+        case Defect.EARLY_ACKNOWLEDGEMENT:
+            _replace(GitHub, "send", _acknowledging_early(GitHub.send))
+        case Defect.NO_INTENT:
+            _replace(SqliteLedger, "put", _forgetting_intents(SqliteLedger.put))
+        case Defect.LATE_SNAPSHOT:
+            _replace(Reconciler, "once", _snapshot_after_list)
+        case Defect.NEWEST_FIRST:
+            _replace(GitHub, "send", _retrying_last(GitHub.send))
+        case Defect.EARLY_START:
+            _replace(app, "see_everything", _see_nothing)
+        case Defect.NO_CONFIRMATION:
+            _replace(Absences, "_confirm", _believe)
+
+
+def _replace(owner: object, name: str, value: object) -> None:
+    getattr(owner, name)  # a renamed one must not be missed
+    setattr(owner, name, value)
+
+
+_background: set[asyncio.Task[Any]] = set()
+
+
+def _acknowledging_early(send: Callable[..., Any]) -> Callable[..., Any]:
+    async def early(self: GitHub, record: Record) -> Answer:
+        task = asyncio.create_task(send(self, record))
+        _background.add(task)
+        task.add_done_callback(_background.discard)
+        await asyncio.sleep(0)
+        return Acknowledged()
+
+    return early
+
+
+def _forgetting_intents(put: Callable[..., Any]) -> Callable[..., Any]:
+    async def forgetful(self: SqliteLedger, entry: Entry) -> None:
+        if entry.state is State.SENDING:
+            return
+        await put(self, entry)
+
+    return forgetful
+
+
+def _retrying_last(send: Callable[..., Any]) -> Callable[..., Any]:
+    failed: dict[str, Record] = {}
+
+    async def backwards(self: GitHub, record: Record) -> Answer:
+        answer: Answer = await send(self, record)
+        name = record.deployment_name
+        if isinstance(answer, Failed):
+            failed[name] = record
+        elif name in failed and failed[name] != record:
+            await send(self, failed.pop(name))
+        return answer
+
+    return backwards
+
+
+async def _snapshot_after_list(self: Reconciler) -> None:
+    before = self._view.versions()
+    listed = await self._pods.list_pods()
+    # Long enough for an event to come: what is a matter of luck is made one of order.
+    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+    while self._view.versions() == before and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    for uid in drift_of(self._view.versions(), listed).gone:
+        self._view.lose_surely(uid)
+    self._view.look_at_all()
+    self.passes += 1
+
+
+async def _see_nothing(**_: object) -> None:
+    """Stand for `see_everything`."""
+
+
+async def _believe(self: Absences, due: dict[str, Any], _patience: float) -> bool:
+    for name in due:
+        del self._wanted[name]
+        self._confirmed.add(name)
+        self._touch(name)
+    return True

@@ -1,0 +1,293 @@
+"""Lists and credentials, against the simulated API server."""
+
+import json
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.builders import raw_pod
+from tracker.cluster import Cluster
+from tracker.errors import CredentialsError, ListError
+from tracker.sandbox.cluster import SimulatedCluster
+from tracker.sandbox.outages import Fault, Hang, Match, RawAnswer, Refuse, Truncate
+
+LISTS = Match(verb="list", resource="pods")
+LATER_PAGES = Match(verb="list", resource="pods", paged=True)
+USER_AGENT = "deployment-tracker/test"
+
+
+@pytest.fixture
+async def server() -> AsyncIterator[SimulatedCluster]:
+    async with SimulatedCluster() as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def cluster_of(
+    server: SimulatedCluster, folder: Path, *, namespace: str = "", **environ: str
+) -> AsyncIterator[Cluster]:
+    async with Cluster(
+        kubeconfig=server.write_kubeconfig(folder / "kubeconfig"),
+        environ=environ,
+        namespace=namespace,
+        user_agent=USER_AGENT,
+    ) as opened:
+        yield opened
+
+
+def fill(server: SimulatedCluster, count: int, *, namespace: str = "shop") -> set[str]:
+    return {
+        server.create(raw_pod(f"{namespace}-{number}", namespace=namespace, name=f"p-{number}"))[
+            "metadata"
+        ]["uid"]
+        for number in range(count)
+    }
+
+
+def lists_of(server: SimulatedCluster) -> list[Mapping[str, str]]:
+    return [request.query for request in server.requests if request.verb == "list"]
+
+
+async def test_all_pods_are_listed_by_uid(server: SimulatedCluster, tmp_path: Path) -> None:
+    shop, blog = fill(server, 3), fill(server, 2, namespace="blog")
+    async with cluster_of(server, tmp_path) as cluster:
+        assert await cluster.pod_uids(None) == shop | blog
+        assert await cluster.pod_uids("blog") == blog
+        assert await cluster.pod_uids("empty") == frozenset()
+    assert {request.user_agent for request in server.requests} == {USER_AGENT}
+
+
+async def test_one_namespace_is_listed_where_one_is_watched(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    shop = fill(server, 3)
+    fill(server, 2, namespace="blog")
+    async with cluster_of(server, tmp_path, namespace="shop") as cluster:
+        assert await cluster.pod_uids(None) == shop
+        assert set(await cluster.list_pods()) == shop
+        assert len(await cluster.fetch_pods()) == 3
+    assert {request.namespace for request in server.requests} == {"shop"}
+
+
+@pytest.mark.parametrize(("pods", "page", "pages"), [(0, 2, 1), (2, 2, 1), (5, 2, 3), (6, 2, 3)])
+async def test_a_list_is_taken_in_consistent_pages_to_its_end(
+    server: SimulatedCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    pods: int,
+    page: int,
+    pages: int,
+) -> None:
+    monkeypatch.setattr("tracker.cluster.PAGE", page)
+    uids = fill(server, pods)
+    async with cluster_of(server, tmp_path) as cluster:
+        assert await cluster.pod_uids(None) == uids
+    queries = lists_of(server)
+    assert len(queries) == pages
+    for query in queries:
+        assert query["limit"] == str(page)
+        assert "resourceVersion" not in query, "a cache may be behind"
+        assert "resourceVersionMatch" not in query
+
+
+async def test_a_listed_pod_has_its_name_and_version(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    made = server.create(raw_pod("1"))
+    async with cluster_of(server, tmp_path) as cluster:
+        (listed,) = (await cluster.list_pods()).values()
+    assert (listed.namespace, listed.name) == ("shop", made["metadata"]["name"])
+    assert listed.version == int(made["metadata"]["resourceVersion"])
+
+
+async def test_a_pod_is_fetched_whole_or_is_none(server: SimulatedCluster, tmp_path: Path) -> None:
+    made = server.create(raw_pod("1"))
+    async with cluster_of(server, tmp_path) as cluster:
+        await cluster.list_pods()  # metadata only: the other form must not stick
+        assert await cluster.fetch_pod("shop", made["metadata"]["name"]) == made
+        (whole,) = await cluster.fetch_pods()
+        assert isinstance(whole, dict)
+        assert whole["spec"] == made["spec"]
+        assert await cluster.fetch_pod("shop", "missing") is None
+
+
+BROKEN: list[Any] = [
+    pytest.param(Refuse(code=403), id="forbidden"),
+    pytest.param(Refuse(code=401), id="unauthorized"),
+    pytest.param(Refuse(code=429, retry_after=1), id="too-many-requests"),
+    pytest.param(Refuse(code=500), id="error"),
+    pytest.param(Refuse(code=503), id="unavailable"),
+    pytest.param(Refuse(code=410, reason="Expired"), id="expired"),
+    pytest.param(RawAnswer(), id="html"),
+    pytest.param(RawAnswer(code=502), id="html-502"),
+    pytest.param(RawAnswer(body=b""), id="empty"),
+    pytest.param(RawAnswer(body=b"[]"), id="array"),
+    pytest.param(RawAnswer(body=b"{}"), id="no-kind"),
+    pytest.param(RawAnswer(body=b'{"kind":"Status"}'), id="another-kind"),
+    pytest.param(RawAnswer(body=b'{"kind":"PodList","items":7}'), id="items-no-list"),
+    pytest.param(RawAnswer(body=b'{"kind":"PodList","items":[{}]}'), id="no-uids"),
+    pytest.param(RawAnswer(body=b'{"kind":"PodList","items":[null]}'), id="null-item"),
+    pytest.param(RawAnswer(body=b"[" * 100_000), id="deep"),
+    pytest.param(RawAnswer(body=b"\xff\xfe"), id="no-text"),
+    pytest.param(Truncate(), id="truncated"),
+]
+
+
+@pytest.mark.parametrize("match", [LISTS, LATER_PAGES], ids=["first-page", "later-page"])
+@pytest.mark.parametrize("fault", BROKEN)
+async def test_a_list_that_does_not_come_to_its_end_is_no_list(
+    server: SimulatedCluster,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: Fault,
+    match: Match,
+) -> None:
+    monkeypatch.setattr("tracker.cluster.PAGE", 2)
+    uids = fill(server, 5)
+    async with cluster_of(server, tmp_path) as cluster:
+        server.inject(fault, match=match, times=1)
+        with pytest.raises(ListError) as failed:
+            await cluster.pod_uids(None)
+        assert str(failed.value).isprintable()
+        assert len(lists_of(server)) == (1 if match is LISTS else 2)
+        assert await cluster.pod_uids(None) == uids, "the next list is whole again"
+
+
+async def test_an_expired_continue_token_ends_the_list(
+    server: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracker.cluster.PAGE", 2)
+    uids = fill(server, 5)
+    async with cluster_of(server, tmp_path) as cluster:
+        expires = server.inject(Refuse(code=410, reason="Expired"), match=LATER_PAGES)
+        with pytest.raises(ListError, match="410"):
+            await cluster.pod_uids(None)
+        server.remove(expires)
+        assert await cluster.pod_uids(None) == uids
+
+
+async def test_a_server_that_hangs_is_left_after_a_time(
+    server: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracker.cluster.LIST_SECONDS", 0.3)
+    async with cluster_of(server, tmp_path) as cluster:
+        for after_headers in (False, True):
+            hang = server.inject(Hang(after_headers=after_headers), match=LISTS)
+            with pytest.raises(ListError):
+                await cluster.pod_uids(None)
+            server.remove(hang)
+        assert await cluster.pod_uids(None) == frozenset()
+
+
+async def test_a_server_that_is_away_is_no_empty_cluster(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    uids = fill(server, 1)
+    async with cluster_of(server, tmp_path) as cluster:
+        await server.pause()
+        with pytest.raises(ListError):
+            await cluster.pod_uids(None)
+        await server.resume()
+        assert await cluster.pod_uids(None) == uids
+
+
+async def test_a_rotated_token_is_found_after_it_was_refused(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    uids = fill(server, 1)
+    async with cluster_of(server, tmp_path) as cluster:
+        assert await cluster.pod_uids(None) == uids
+        server.token = "rotated"  # noqa: S105 - the sandbox's
+        with pytest.raises(ListError, match="401"):
+            await cluster.pod_uids(None)
+        server.write_kubeconfig(tmp_path / "kubeconfig")
+        assert await cluster.pod_uids(None) == uids
+
+
+async def test_a_hostile_message_is_one_printable_line(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    async with cluster_of(server, tmp_path) as cluster:
+        server.inject(Refuse(code=403, message="no\n[fake] OK\x1b[31m\u202e" + "x" * 5000))
+        with pytest.raises(ListError) as failed:
+            await cluster.pod_uids(None)
+        assert str(failed.value).isprintable()
+        assert len(str(failed.value)) < 400
+
+
+async def test_proxies_of_the_environment_are_not_used(
+    server: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.upper(), "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    uids = fill(server, 1)
+    async with cluster_of(server, tmp_path) as cluster:
+        assert await cluster.pod_uids(None) == uids
+
+
+async def test_credentials_are_looked_for_in_the_order_of_kubectl(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    home = tmp_path / "home" / ".kube"
+    home.mkdir(parents=True)
+    server.write_kubeconfig(home / "config")
+    named = tmp_path / "named"
+    named.write_text(server.kubeconfig().replace(server.url, "http://127.0.0.1:1"))
+    environ = {"HOME": str(tmp_path / "home"), "KUBECONFIG": str(named)}
+    for kubeconfig, environment, host in (
+        (None, {"HOME": environ["HOME"]}, server.url),
+        (None, environ, "http://127.0.0.1:1"),
+        (home / "config", environ, server.url),
+    ):
+        async with Cluster(
+            kubeconfig=kubeconfig, environ=environment, namespace="", user_agent=USER_AGENT
+        ) as cluster:
+            assert (await cluster.check_credentials()).server == host
+    assert server.requests == [], "checking connects to nothing"
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(None, "does not exist", id="missing"),
+        pytest.param("", "", id="empty"),
+        pytest.param("{}", "", id="no-clusters"),
+        pytest.param("- not\n- a mapping\n", "", id="a-list"),
+        pytest.param("{{ not yaml", "", id="no-yaml"),
+        pytest.param("current-context: x\n", "", id="unknown-context"),
+    ],
+)
+async def test_credentials_that_can_not_be_used_are_told_before_anything_is_connected_to(
+    tmp_path: Path, content: str | None, reason: str
+) -> None:
+    path = tmp_path / "kubeconfig"
+    if content is not None:
+        path.write_text(content)
+    async with Cluster(kubeconfig=path, environ={}, namespace="", user_agent=USER_AGENT) as cluster:
+        with pytest.raises(CredentialsError) as failed:
+            await cluster.check_credentials()
+        assert str(path) in str(failed.value)
+        assert reason in str(failed.value)
+        assert str(failed.value).isprintable()
+        with pytest.raises(ListError):
+            await cluster.pod_uids(None)
+
+
+async def test_two_clusters_have_two_fingerprints(server: SimulatedCluster, tmp_path: Path) -> None:
+    fingerprints = set()
+    for url in (server.url, "http://127.0.0.1:1", server.url):
+        path = tmp_path / "kubeconfig"
+        path.write_text(server.kubeconfig().replace(server.url, url))
+        async with Cluster(
+            kubeconfig=path, environ=os.environ, namespace="", user_agent=USER_AGENT
+        ) as cluster:
+            fingerprints.add((await cluster.check_credentials()).fingerprint)
+    assert len(fingerprints) == 2
+    assert server.token not in json.dumps(sorted(fingerprints))

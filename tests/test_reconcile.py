@@ -1,0 +1,425 @@
+"""What a list of pods says of what was seen, in virtual time."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Final
+
+import pytest
+from structlog.testing import capture_logs
+
+from tests.support.builders import workload
+from tracker.errors import ListError
+from tracker.reconcile import (
+    CRONJOB_LOOK_SECONDS,
+    MAX_LISTS_APART,
+    PATIENCE_SECONDS,
+    Absences,
+    Sightings,
+    see_everything,
+)
+from tracker.workloads import Workload
+
+pytestmark = pytest.mark.looptime
+
+DELAY: Final = 5.0
+CRONJOB_HOLD: Final = 25 * 3600.0
+NAME: Final = "shop/web/app"
+WEB: Final = workload("web")
+NIGHTLY: Final = workload("nightly", kind="CronJob")
+
+
+class ScriptedLists:
+    """An API server whose pods are a set, and which fails as often as it is told to."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, str] = {}
+        self.failures = 0
+        self.asked: list[tuple[float, str | None]] = []
+        self.on_list: Callable[[], None] = lambda: None
+
+    async def pod_uids(self, namespace: str | None) -> frozenset[str]:
+        """Return the uids of now, after a moment."""
+        self.asked.append((asyncio.get_running_loop().time(), namespace))
+        found = frozenset(
+            uid for uid, of in self.pods.items() if namespace is None or of == namespace
+        )
+        await asyncio.sleep(0.01)
+        if self.failures:
+            self.failures -= 1
+            message = "the API server refused a list of pods: 403"
+            raise ListError(message)
+        self.on_list()
+        return found
+
+
+class Watch:
+    """What was seen of the cluster."""
+
+    def __init__(self) -> None:
+        self.seen: set[str] = set()
+        self.sightings = Sightings(known=self.seen.__contains__)
+
+    def see(self, *uids: str) -> None:
+        """Bring pods."""
+        for uid in uids:
+            self.seen.add(uid)
+            self.sightings.note(uid)
+
+    def lose(self, uid: str) -> None:
+        """Bring the end of a pod."""
+        self.seen.discard(uid)
+        self.sightings.note(uid)
+
+
+def waited() -> float:
+    return asyncio.get_running_loop().time()
+
+
+async def beginning(lists: ScriptedLists, watch: Watch) -> asyncio.Task[None]:
+    task = asyncio.create_task(
+        see_everything(lists=lists, sightings=watch.sightings, chance=lambda: 0.5)
+    )
+    await asyncio.sleep(0.02)
+    return task
+
+
+async def test_an_empty_cluster_is_seen_at_once() -> None:
+    lists = ScriptedLists()
+    await see_everything(lists=lists, sightings=Watch().sightings, chance=lambda: 0.5)
+    assert len(lists.asked) == 1
+
+
+async def test_everything_is_seen_when_each_listed_pod_was() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = dict.fromkeys(["1", "2", "3"], "shop")
+    watch.see("1")
+    task = await beginning(lists, watch)
+    watch.see("2")
+    await asyncio.sleep(PATIENCE_SECONDS / 2)
+    assert not task.done()
+    watch.see("3")
+    await task
+    assert len(lists.asked) == 1
+
+
+async def test_a_pod_that_went_before_it_was_seen_is_not_waited_for() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = dict.fromkeys(["1", "2"], "shop")
+    watch.see("1")
+    task = await beginning(lists, watch)
+    del lists.pods["2"]
+    lists.pods["3"] = "shop"  # younger than the start: not waited for
+    await task
+    assert len(lists.asked) == 2
+
+
+async def test_a_pod_that_is_seen_to_go_counts_as_seen() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = {"1": "shop"}
+    task = await beginning(lists, watch)
+    watch.lose("1")
+    await task
+    assert len(lists.asked) == 1
+
+
+async def test_a_watch_that_is_slow_is_waited_for() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = {str(number): "shop" for number in range(50)}
+    task = await beginning(lists, watch)
+    for number in range(50):
+        await asyncio.sleep(PATIENCE_SECONDS * 0.9)
+        assert not task.done()
+        watch.see(str(number))
+    await task
+    assert len(lists.asked) == 1
+
+
+async def test_a_watch_that_brings_nothing_keeps_the_start_waiting() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = {"1": "shop"}
+    task = await beginning(lists, watch)
+    await asyncio.sleep(3600)
+    assert not task.done()
+    watch.see("1")
+    await task
+
+
+async def test_lists_that_can_not_be_had_are_asked_for_again_with_backoff() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.failures = 6
+    with capture_logs() as logs:
+        await see_everything(lists=lists, sightings=watch.sightings, chance=lambda: 0.5)
+    assert waited() == pytest.approx(0.5 + 1 + 2 + 4 + 8 + 16, abs=0.2)
+    assert [line["event"] for line in logs][:6] == ["pods can't be listed"] * 6
+
+
+async def test_a_failed_list_in_between_forgets_nothing() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = dict.fromkeys(["1", "2"], "shop")
+    task = await beginning(lists, watch)
+    watch.see("1")
+    lists.failures = 2
+    await asyncio.sleep(10)
+    assert not task.done()
+    watch.see("2")
+    await task
+
+
+async def test_two_waits_at_once_do_not_disturb_each_other() -> None:
+    watch = Watch()
+    first = asyncio.create_task(watch.sightings.missing({"1", "2"}))
+    second = asyncio.create_task(watch.sightings.missing({"2", "1"}))
+    third = asyncio.create_task(watch.sightings.missing({"3"}))
+    await asyncio.sleep(0.1)
+    watch.see("1")
+    watch.see("2")
+    assert await first == await second == frozenset()
+    assert await third == {"3"}
+
+
+# Absences.
+
+
+class Scene:
+    """Absences with everything around them."""
+
+    def __init__(self, *, spans_namespaces: bool, cronjob_seconds: float) -> None:
+        self.lists = ScriptedLists()
+        self.watch = Watch()
+        self.living: set[Workload] = set()
+        self.touched: list[tuple[float, str]] = []
+        self.absences = Absences(
+            lists=self.lists,
+            sightings=self.watch.sightings,
+            living=lambda: self.living,
+            touch=lambda name: self.touched.append((waited(), name)),
+            chance=lambda: 0.5,
+            delay_seconds=DELAY,
+            cronjob_seconds=cronjob_seconds,
+            spans_namespaces=spans_namespaces,
+        )
+
+    def want(self, name: str = NAME, owner: Workload = WEB, *, absent: bool = True) -> None:
+        self.absences.want(name, owner, absent=absent)
+
+    def confirmed(self, names: Iterable[str] = (NAME,)) -> bool:
+        return all(self.absences.confirmed(name) for name in names)
+
+
+@asynccontextmanager
+async def scene(
+    *, spans_namespaces: bool = False, cronjob_seconds: float = CRONJOB_HOLD
+) -> AsyncIterator[Scene]:
+    made = Scene(spans_namespaces=spans_namespaces, cronjob_seconds=cronjob_seconds)
+    task = asyncio.create_task(made.absences.run())
+    try:
+        yield made
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def test_an_absence_is_confirmed_by_a_list_after_the_delay() -> None:
+    async with scene() as on:
+        on.want()
+        await asyncio.sleep(DELAY - 0.1)
+        assert on.lists.asked == []
+        await asyncio.sleep(0.2)
+        assert on.confirmed()
+        ((when, namespace),) = on.lists.asked
+        assert when == pytest.approx(DELAY)
+        assert namespace == "shop"
+        assert [name for _, name in on.touched] == [NAME]
+        await asyncio.sleep(3600)
+        assert len(on.lists.asked) == 1
+
+
+async def test_wanting_it_again_does_not_put_it_off() -> None:
+    async with scene() as on:
+        for _ in range(5):
+            on.want()
+            await asyncio.sleep(DELAY / 5 + 0.01)
+        assert on.confirmed()
+
+
+async def test_an_event_in_between_begins_the_wait_anew() -> None:
+    async with scene() as on:
+        on.want()
+        await asyncio.sleep(DELAY - 0.1)
+        on.absences.withdraw(NAME)
+        on.want()
+        await asyncio.sleep(DELAY - 0.1)
+        assert not on.confirmed()
+        await asyncio.sleep(0.2)
+        assert on.confirmed()
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_an_event_during_the_list_withdraws_what_it_would_confirm(*, again: bool) -> None:
+    async with scene() as on:
+
+        def event() -> None:
+            on.absences.withdraw(NAME)
+            if again:
+                on.want()
+
+        on.lists.on_list = event
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        on.lists.on_list = lambda: None
+        assert not on.confirmed()
+        assert on.touched == []
+        await asyncio.sleep(2 * DELAY)
+        assert on.confirmed() == again
+
+
+async def test_what_was_confirmed_counts_no_more_after_an_event() -> None:
+    async with scene() as on:
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed()
+        on.absences.withdraw(NAME)
+        assert not on.confirmed()
+
+
+async def test_a_pod_that_is_listed_and_was_not_seen_holds_the_absence_up() -> None:
+    async with scene() as on:
+        on.lists.pods = {"new": "shop"}
+        on.want()
+        await asyncio.sleep(600)
+        assert not on.confirmed()
+        on.watch.see("new")
+        await asyncio.sleep(5)
+        assert on.confirmed()
+
+
+async def test_a_pod_that_is_seen_while_it_is_waited_for_needs_no_second_list() -> None:
+    async with scene() as on:
+        on.lists.pods = {"new": "shop"}
+        on.want()
+        await asyncio.sleep(DELAY + 0.5)
+        on.watch.see("new")
+        await asyncio.sleep(0.1)
+        assert on.confirmed()
+        assert len(on.lists.asked) == 1
+
+
+async def test_pods_of_other_namespaces_hold_nothing_up() -> None:
+    async with scene() as on:
+        on.lists.pods = {"new": "elsewhere"}
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed()
+
+
+async def test_a_list_that_can_not_be_had_confirms_nothing() -> None:
+    async with scene() as on:
+        on.lists.failures = 5
+        with capture_logs() as logs:
+            on.want()
+            await asyncio.sleep(DELAY + 15)
+            assert not on.confirmed()
+            await asyncio.sleep(30)
+        assert on.confirmed()
+        times = [when for when, _ in on.lists.asked]
+        assert times == pytest.approx([5, 5.5, 6.5, 8.5, 12.5, 20.5], abs=0.2)
+        assert {line["log_level"] for line in logs} == {"warning"}
+
+
+async def test_all_names_of_a_namespace_that_are_due_share_a_list() -> None:
+    async with scene() as on:
+        names = [f"shop/web/app-{number}" for number in range(100)]
+        for name in names:
+            on.want(name)
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(names)
+        assert len(on.lists.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "spans", "lists"),
+    [
+        (MAX_LISTS_APART, False, [f"ns-{number}" for number in range(MAX_LISTS_APART)]),
+        (MAX_LISTS_APART + 1, False, [None]),
+        (2, True, [None]),
+        (1, True, [None]),
+    ],
+)
+async def test_names_of_many_namespaces_share_one_list_of_all(
+    count: int, *, spans: bool, lists: list[str | None]
+) -> None:
+    async with scene(spans_namespaces=spans) as on:
+        names = [f"ns-{number}/web/app" for number in range(count)]
+        for number, name in enumerate(names):
+            on.want(name, workload(namespace=f"ns-{number}"))
+        await asyncio.sleep(DELAY + 0.5)
+        assert on.confirmed(names)
+        assert [namespace for _, namespace in on.lists.asked] == lists
+
+
+async def test_a_cronjob_holds_its_name_between_its_runs() -> None:
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY)
+        await asyncio.sleep(CRONJOB_HOLD - 1)
+        assert on.lists.asked == []
+        await asyncio.sleep(2 + CRONJOB_LOOK_SECONDS)
+        assert on.confirmed(["shop/nightly/app"])
+
+
+async def test_a_cronjob_that_runs_without_the_container_holds_it_no_more() -> None:
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY)
+        await asyncio.sleep(7 * CRONJOB_LOOK_SECONDS)
+        assert not on.confirmed(["shop/nightly/app"])
+        on.living.add(NIGHTLY)
+        await asyncio.sleep(CRONJOB_LOOK_SECONDS + 1)
+        assert on.confirmed(["shop/nightly/app"])
+
+
+async def test_a_cronjob_that_runs_what_can_not_be_recorded_holds_nothing() -> None:
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY, absent=False)
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(["shop/nightly/app"])
+
+
+async def test_a_cronjob_that_is_held_holds_up_no_other_name() -> None:
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY)
+        await asyncio.sleep(30)
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed()
+
+
+async def test_a_displacement_that_becomes_an_absence_waits_anew() -> None:
+    async with scene() as on:
+        on.want(absent=False)
+        await asyncio.sleep(DELAY - 0.1)
+        on.want(absent=True)
+        await asyncio.sleep(DELAY - 0.1)
+        assert not on.confirmed()
+        await asyncio.sleep(0.2)
+        assert on.confirmed()
+
+
+def is_empty(absences: Absences) -> bool:
+    state: Mapping[str, object] = vars(absences)
+    return not state["_wanted"] and not state["_confirmed"]
+
+
+async def test_nothing_is_kept_of_names_that_were_withdrawn() -> None:
+    async with scene() as on:
+        names = [f"shop/web/app-{number}" for number in range(10)]
+        for name in names:
+            on.want(name)
+        await asyncio.sleep(DELAY + 0.1)
+        for name in names:
+            on.want(f"{name}-more")
+            on.absences.withdraw(name)
+            on.absences.withdraw(f"{name}-more")
+        await asyncio.sleep(60)
+        assert is_empty(on.absences)
+        assert len(on.lists.asked) == 1

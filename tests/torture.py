@@ -1,0 +1,402 @@
+"""
+The kill loop: the real process under churn, killed again and again, and the checker at the end.
+
+    python -m tests.torture --rounds 500 --seed 7
+
+An *episode* is a cluster in churn, a GitHub of some tens of milliseconds, one ledger, and a number
+of rounds. In each round the tracker is started and killed: at a point inside of it (see
+`tests.support.crashing`), while GitHub holds its request, or at a random time. The next round
+begins at once, on the same ledger; the churn goes on all the time, so that pods come and go while
+no tracker looks. At the end everything is healed: GitHub must come to hold what the cluster runs,
+a stop and a start must post nothing, the ledger must claim only what GitHub said, and the whole
+history is put before the checker.
+
+What is done follows from the seed; how far the tracker is when a kill hits it follows from the
+machine, too. A failed episode prints its seed: `--rounds` and `--seed` with that number play it
+again, with the same kills.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import random
+import signal
+import sqlite3
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Final
+
+from tests.support.checker import Circumstances, Environment, Violation, check, report
+from tests.support.churn import Churn, RecordedCluster
+from tests.support.crashing import Point, crashing_run
+from tests.support.program import Program
+from tracker.sandbox.exchanges import Exchange, Outcome
+from tracker.sandbox.github import SimulatedGitHub
+from tracker.sandbox.script import Behaviour, Script, delays, drops, hangs, lands_late
+from tracker.sandbox.truth import compare
+
+__all__ = ["Tally", "torture"]
+
+ROUNDS_OF_AN_EPISODE: Final = 8
+SIDE_BY_SIDE: Final = 2
+LATENCIES: Final = (0.01, 0.03, 0.06)
+ROUND_SECONDS: Final = 3.0
+"""After this a round ends by a kill all the same: its point was not come by."""
+CONVERGED_SECONDS: Final = 30.0
+CRASH_WINDOW_SECONDS: Final = 10.0
+"""
+How long after an answer a kill may still be why its state is posted again.
+
+A state that was sent after one whose answer the kill swallowed is posted once more when the other
+can't land any more, which is after the next start and `SETTLE_SECONDS`.
+"""
+ENVIRONMENT: Final = Environment("acme", "torture", "", "simulated")
+CONSTANTS: Final = {
+    "tracker.entries.SETTLE_SECONDS": 1.5,
+    "tracker.reconcile.CALM_SECONDS": 0.2,
+}
+
+
+class Held(StrEnum):
+    """The simulated GitHub holds the request, and then the process is killed."""
+
+    LOST = "bytes-lost"
+    """It was never applied."""
+    TAKEN = "bytes-taken"
+    """It was applied; no answer came."""
+    LATE = "bytes-late"
+    """It is applied when the next start has had a newer state of that name acknowledged."""
+
+
+class Chance(StrEnum):
+    """A kill without an aim."""
+
+    RANDOM = "at-random"
+
+
+Kill = Point | Held | Chance
+KILLS: Final[tuple[Kill, ...]] = (*Point, *Held, *Chance)
+HOLDING: Final[dict[Held, Callable[[], Behaviour]]] = {
+    Held.LOST: hangs,
+    Held.TAKEN: lambda: hangs(applied=True),
+    Held.LATE: lands_late,
+}
+MOST_PASSES: Final[dict[Kill, int]] = {
+    Point.EVENT: 30,
+    Point.INTENT: 6,
+    Point.ANSWER: 6,
+    Point.LIST: 1,
+    Point.ABSENCE: 3,
+    Point.BEGIN: 12,
+    Point.BEFORE_COMMIT: 12,
+    Point.AFTER_COMMIT: 12,
+    Point.MIGRATING: 1,
+    Held.LOST: 6,
+    Held.TAKEN: 6,
+    Held.LATE: 6,
+}
+"""How often a round may come by its point before it dies there, at most."""
+
+
+@dataclass(kw_only=True)
+class Tally:
+    """What was done and found; adds up over episodes."""
+
+    rounds: int = 0
+    kills: Counter[str] = field(default_factory=Counter)
+    """By point; a round that never came by its point counts as `missed`."""
+    steps: int = 0
+    posts: int = 0
+    repeated: int = 0
+    """Posts that said what the post of the name before had said."""
+    unanswered: int = 0
+    """Posts whose answer never came, or could not be read."""
+    late: int = 0
+    """Requests that were applied after a newer state of their name was acknowledged."""
+    names: int = 0
+    violations: list[Violation] = field(default_factory=list)
+    reports: list[str] = field(default_factory=list)
+
+    def add(self, other: "Tally") -> None:
+        """Add what another one counted."""
+        self.rounds += other.rounds
+        self.kills += other.kills
+        self.steps += other.steps
+        self.posts += other.posts
+        self.repeated += other.repeated
+        self.unanswered += other.unanswered
+        self.late += other.late
+        self.names += other.names
+        self.violations += other.violations
+        self.reports += other.reports
+
+    def __str__(self) -> str:
+        kills = ", ".join(f"{point} {count}" for point, count in sorted(self.kills.items()))
+        return (
+            f"{self.rounds} rounds, {self.steps} changes of {self.names} names, {self.posts} posts"
+            f" ({self.unanswered} without an answer, {self.repeated} repeated,"
+            f" {self.late} landed late), {len(self.violations)} violations\nkills: {kills}"
+        )
+
+
+async def torture(
+    *,
+    rounds: int,
+    seed: int,
+    folder: Path,
+    side_by_side: int = SIDE_BY_SIDE,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Tally:
+    """Play so many rounds, in episodes of which some run side by side; return what was found."""
+    total = Tally()
+    turns = asyncio.Semaphore(side_by_side)
+    sizes = [ROUNDS_OF_AN_EPISODE] * (rounds // ROUNDS_OF_AN_EPISODE)
+    sizes += [rounds % ROUNDS_OF_AN_EPISODE] if rounds % ROUNDS_OF_AN_EPISODE else []
+
+    async def play(number: int, size: int) -> None:
+        async with turns:
+            own = folder / f"episode-{seed + number}"
+            own.mkdir()
+            tally = await Episode(seed=seed + number, folder=own).play(size)
+            total.add(tally)
+            verdict = "clean" if not tally.violations else "NOT CLEAN"
+            tell(f"seed {seed + number}: {size} rounds, {tally.posts} posts: {verdict}")
+
+    async with asyncio.TaskGroup() as group:
+        for number, size in enumerate(sizes):
+            group.create_task(play(number, size), name=f"episode-{seed + number}")
+    return total
+
+
+class Episode:
+    """One cluster, one GitHub, one ledger, and the trackers that die on them."""
+
+    def __init__(self, *, seed: int, folder: Path) -> None:
+        self._seed = seed
+        self._folder = folder
+        self._ledger = folder / "ledger.db"
+        # A play of chance, nothing secret; a part of its own for each subject.
+        self._chance = random.Random(f"kills {seed}")  # noqa: S311
+        self._next_schema = False
+        self._crashes: list[float] = []
+        self._tally = Tally()
+
+    async def play(self, rounds: int) -> Tally:
+        """Play the rounds, heal, and judge."""
+        kills = itertools.cycle(self._chance.sample(KILLS, len(KILLS)))
+        # The cycle begins elsewhere in each episode, so that few rounds, too, come by all points.
+        kills = itertools.islice(kills, self._seed % len(KILLS), None)
+        async with (
+            RecordedCluster(token="simulated") as self._cluster,  # noqa: S106 - opens only this one
+            SimulatedGitHub() as self._github,
+            asyncio.TaskGroup() as self._group,
+        ):
+            async with Churn(self._cluster, seed=self._seed) as churn:
+                for number in range(rounds):
+                    await self._round(number, next(kills))
+            self._tally.steps = churn.steps
+            await self._heal()
+        return self._tally
+
+    async def _round(self, number: int, kill: Kill) -> None:
+        """Start the tracker and kill it."""
+        github, chance = self._github, self._chance
+        count = chance.randint(1, MOST_PASSES.get(kill, 1))
+        held = None
+        if isinstance(kill, Held):
+            held = github.script(HOLDING[kill](), match=the(count), times=1)
+        latency = github.script(delays(chance.choice(LATENCIES)))
+        if number == 0 or kill is Point.MIGRATING:
+            # Most episodes begin with a file of the older version, and all end with one.
+            self._next_schema = self._next_schema or kill is Point.MIGRATING
+        limit = ROUND_SECONDS if not isinstance(kill, Chance) else chance.uniform(0.4, 2.0)
+        point = (kill, count) if isinstance(kill, Point) else None
+        async with self._program(point) as program:
+            ended = asyncio.create_task(program.ended(within=2 * ROUND_SECONDS), name="ended")
+            if held is None:
+                await asyncio.wait({ended}, timeout=limit)
+            else:
+                with suppress(TimeoutError):
+                    await github.until(lambda: bool(held.used), within=limit)
+            reached = isinstance(kill, Chance) or ended.done() or (held is not None and held.used)
+            program.kill()
+            code = await ended
+            assert code == -signal.SIGKILL, f"it ended by itself: {code}"
+        self._crashes.append(asyncio.get_running_loop().time())
+        latency.stop()
+        if held is not None and held.used:
+            if kill is Held.LATE:
+                self._group.create_task(self._land(held))
+            else:
+                held.release()
+        self._tally.rounds += 1
+        self._tally.kills[str(kill) if reached else "missed"] += 1
+
+    async def _land(self, held: Script) -> None:
+        """Let a request land as soon as a newer state of its name is acknowledged, or all heals."""
+        (exchange,) = held.used
+        (name,) = exchange.names
+
+        def is_newer(post: Exchange) -> bool:
+            return (
+                post.seq > exchange.seq
+                and post.deployments != exchange.deployments
+                and post.outcomes().get(name) is Outcome.ACKNOWLEDGED
+            )
+
+        def may_land() -> bool:
+            return exchange.applied is not None or any(map(is_newer, self._github.posts(name)))
+
+        await self._github.until(may_land, within=600, why=f"a newer state of {name}")
+        if exchange.applied is None:
+            self._tally.late += 1
+            held.release()
+
+    async def _heal(self) -> None:
+        """Let everything come right, stop and start in order, and look at what there is."""
+        github = self._github
+        github.heal()
+        async with self._program() as program:
+            why = f"what the cluster runs (seed {self._seed})"
+            try:
+                await github.until(self._agrees, within=CONVERGED_SECONDS, why=why)
+            except TimeoutError as error:
+                self._judge(f"{error}\n{program.story()}")
+                return
+            code = await program.stopped()
+            assert code == 0, f"it did not stop in order: {code}"
+        claimed, doubtful = claims(self._ledger)
+        assert not doubtful, f"in doubt after an orderly stop: {doubtful}"
+        posts = len(github.history)
+        async with self._program() as program:
+            await program.until_said("reconciled")
+            code = await program.stopped()
+            assert code == 0, f"it did not stop in order: {code}"
+            assert len(github.history) == posts, "a restart without a change posted something"
+        self._judge("", claimed)
+
+    def _judge(self, story: str, claimed: dict[str, tuple[str, str]] | None = None) -> None:
+        github, log = self._github, self._cluster.log
+        circumstances = Circumstances(
+            environment=ENVIRONMENT,
+            crashes=tuple(self._crashes),
+            crash_window_seconds=CRASH_WINDOW_SECONDS,
+            claimed=claimed or {},
+            ended=asyncio.get_running_loop().time(),
+        )
+        found = check(github.history, github.table, log, circumstances)
+        tally = self._tally
+        tally.violations += found
+        if found:
+            title = f"seed {self._seed}, kills at {[round(each, 3) for each in self._crashes]}"
+            tally.reports.append(f"{title}\n{report(found, github.history)}\n{story}")
+        last: dict[str, Exchange] = {}
+        for post in github.posts():
+            tally.posts += 1
+            for name, outcome in post.outcomes().items():
+                tally.unanswered += outcome is Outcome.OPEN
+                before = last.get(name)
+                tally.repeated += before is not None and before.deployments == post.deployments
+                last[name] = post
+        tally.names += len(last)
+
+    def _agrees(self) -> bool:
+        log = self._cluster.log
+        return all(line.agrees for line in compare(log.truth(), self._github.table))
+
+    def _program(self, kill: tuple[Point, int] | None = None) -> Program:
+        kubeconfig = self._cluster.write_kubeconfig(self._folder / "kubeconfig")
+        command = crashing_run(
+            "-kubeconfig",
+            str(kubeconfig),
+            kill=kill,
+            constants=CONSTANTS,
+            next_schema=self._next_schema,
+        )
+        environ = {
+            "ORG": ENVIRONMENT.org,
+            "BASE_URL": self._github.url,
+            "LOGICAL_ENVIRONMENT": ENVIRONMENT.logical,
+            "CLUSTER": ENVIRONMENT.cluster,
+            "API_TOKEN": self._github.token,
+            "LEDGER_PATH": str(self._ledger),
+            "DECOMMISSION_DELAY": "150ms",
+            "DRAIN_TIMEOUT": "15s",
+            "LOG_LEVEL": "debug",
+        }
+        return Program(command, environ=environ, folder=self._folder)
+
+
+def the(count: int) -> Callable[[Exchange], bool]:
+    """Return what holds for the how manieth request it is asked about, and for none before."""
+    left = count
+
+    def is_due(_exchange: Exchange) -> bool:
+        nonlocal left
+        left -= 1
+        return left <= 0
+
+    return is_due
+
+
+def claims(ledger: Path) -> tuple[dict[str, tuple[str, str]], list[str]]:
+    """
+    Return (status, digest) that a ledger's file says is acknowledged, and the names in doubt.
+
+    It is read as the file it is, not by the program that wrote it.
+    """
+    with closing(sqlite3.connect(ledger)) as connection:
+        rows: Iterable[tuple[str, str | None, str, str | None]] = connection.execute(
+            "SELECT deployment_name, acknowledged, state, unsettled FROM entries"
+        ).fetchall()
+    claimed: dict[str, tuple[str, str]] = {}
+    doubtful: list[str] = []
+    for name, acknowledged, state, unsettled in rows:
+        if acknowledged is not None:
+            record = json.loads(acknowledged)
+            claimed[name] = (record["status"], record["digest"])
+        if state in {"sending", "open"} or unsettled is not None:
+            doubtful.append(name)
+    return claimed, doubtful
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run what the arguments say, print what was found; return the exit code."""
+    parser = argparse.ArgumentParser(description="Kill the tracker again and again, and look.")
+    parser.add_argument("--rounds", type=int, default=500, help="how many kills (500)")
+    parser.add_argument("--seed", type=int, default=1, help="what chance starts from (1)")
+    parser.add_argument("--side-by-side", type=int, default=SIDE_BY_SIDE, help="episodes at once")
+    told = parser.parse_args(argv)
+    began = time.monotonic()
+    with TemporaryDirectory(prefix="torture-") as folder:
+        tally = asyncio.run(
+            torture(
+                rounds=told.rounds,
+                seed=told.seed,
+                folder=Path(folder),
+                side_by_side=told.side_by_side,
+                tell=say,
+            )
+        )
+    for text in tally.reports:
+        say(text)
+    say(f"{tally}\n{time.monotonic() - began:.0f} s")
+    return 1 if tally.violations else 0
+
+
+def say(text: str) -> None:
+    """Print a line at once: a long run is watched."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
