@@ -14,10 +14,21 @@ from tracker.cluster import Cluster
 from tracker.errors import CredentialsError, ListError
 from tracker.sandbox.cluster import SimulatedCluster
 from tracker.sandbox.outages import Fault, Hang, Match, RawAnswer, Refuse, Truncate
+from tracker.sandbox.requests import Request
 
 LISTS = Match(verb="list", resource="pods")
-LATER_PAGES = Match(verb="list", resource="pods", paged=True)
 USER_AGENT = "deployment-tracker/test"
+
+
+class LaterPages(Match):
+    """The pages after the first, which is asked for with an empty `continue`."""
+
+    def covers(self, request: Request) -> bool:
+        """Tell whether a request is for one."""
+        return super().covers(request) and bool(request.query.get("continue"))
+
+
+LATER_PAGES = LaterPages(verb="list", resource="pods")
 
 
 @pytest.fixture

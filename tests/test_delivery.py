@@ -512,6 +512,27 @@ async def test_a_stop_while_an_acknowledgement_is_written_keeps_and_tells_it() -
         assert on.told.lines == ["OK a deployed"]
 
 
+@pytest.mark.parametrize("known", [False, True])
+async def test_a_limit_that_comes_while_an_intent_is_written_stops_that_send(
+    *, known: bool
+) -> None:
+    """Once, what was about to be sent was sent into the pause."""
+    async with scene(workers=2, ledger=SlowLedger()) as on:
+        if known:
+            on.see(running("c"))
+            await asyncio.sleep(10)
+        before = on.ledger.get(NAME)
+        on.see(running("a", uid="2", app="other"))
+        await asyncio.sleep(0.5)
+        on.sender.answers["shop/web/other"] = [Limited(reason="HTTP 429", pause_seconds=600)]
+        on.see(running("a"))
+        await asyncio.sleep(30)
+        assert len(on.sender.sent) == 1 + known
+        assert on.ledger.get(NAME) == before
+        await asyncio.sleep(600)
+        assert on.entry().acknowledged == record("a")
+
+
 async def test_a_stop_during_a_send_leaves_its_intent() -> None:
     async with scene() as on:
         on.sender.seconds = 100

@@ -4,8 +4,8 @@ The whole program while the API server is away, answers nonsense, or lies.
 Every outage has a process, a simulated cluster and a simulated GitHub of its own. While it lasts a
 workload is deleted, one is created and one gets another image; the watch can tell of none of it.
 Afterwards the process still runs, GitHub holds what the cluster does, the history is clean of
-decommissions of what was there, and the API server was asked for nothing but to get, list and watch,
-and not often while it was bad.
+decommissions of what was there, and the API server was asked for nothing but to get, list and
+watch, and not often while it was bad.
 
 The outages run side by side, since they mostly wait: a fixture runs those that are selected, and
 each test tells of one.
@@ -172,7 +172,7 @@ class Scene:
 
     def agrees(self) -> bool:
         """Tell whether GitHub holds what the cluster does."""
-        lines = compare(self.log.truth(), self.github.table.rows())
+        lines = compare(self.log.truth(), self.github.table)
         return all(line.agrees for line in lines)
 
     async def settled(self) -> None:
@@ -184,7 +184,7 @@ class Scene:
         ended = asyncio.get_running_loop().time()
         environment = Environment(org="acme", logical="test", cluster="simulated")
         circumstances = Circumstances(environment=environment, ended=ended)
-        rows = self.github.table.rows()
+        rows = self.github.table
         violations = check(self.github.history, rows, self.log, circumstances)
         assert not violations, report(violations, self.github.history)
         verbs = {request.verb for request in self.cluster.requests}
@@ -580,7 +580,7 @@ async def outcomes(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Mapping[str, BaseException | None]:
     """Run the outages that are selected, side by side; return what each ended with."""
-    selected = [
+    selected: list[str] = [
         item.callspec.params["outage"]
         for item in request.session.items
         if isinstance(item, pytest.Function)

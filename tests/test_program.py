@@ -202,7 +202,7 @@ async def test_under_kopf_run_the_same_is_told_with_settings_from_a_file(world: 
     world.cluster.create(pod("web"))
     script = world.github.script(hangs(applied=True), times=1)
     async with Program(kopf_run("-A"), environ=environ, folder=world.folder) as program:
-        await world.github.until(lambda: bool(script.used), within=20)
+        await world.github.until(lambda: bool(script.used), within=40)
         program.terminate()
         await world.cluster.until(lambda: world.cluster.watches == 0)
         assert program.running

@@ -23,7 +23,10 @@ from tracker.sandbox import outages
 from tracker.sandbox.cluster import SimulatedCluster
 from tracker.sandbox.outages import EndStream, Injection, Match, RawAnswer, Refuse, Truncate
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.timeout(180),  # the first to wait waits for all that run side by side
+]
 
 Fault = Callable[[SimulatedCluster], Injection | int]
 """Brings a fault about; what it returns is of no interest."""
@@ -76,8 +79,8 @@ async def survivals(
         async with slots, made(tmp_path_factory.mktemp(case)) as world:
             return await survive(world, case, fault)
 
-    asked = {getattr(item, "callspec", None) for item in request.session.items} - {None}
-    cases = {callspec.params.get("survival") for callspec in asked if callspec is not None}
+    callspecs = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    cases = {callspec.params.get("survival") for callspec in callspecs}
     tasks = {
         case: asyncio.create_task(play(case, fault))
         for case, fault in {**ENDING, **MENDED}.items()
@@ -95,12 +98,12 @@ async def survive(world: World, case: str, fault: Fault) -> Program:
     cluster.create(pod("early"))
     async with world.program() as program:
         await world.told("early")
-        await cluster.until(lambda: cluster.watches == 1, within=20)
+        await cluster.until(lambda: cluster.watches == 1, within=40)
         fault(cluster)
         cluster.create(pod(case))
         await world.told(case)
         # A second one can only come by the new watch, whatever brought the first one.
-        await cluster.until(lambda: cluster.watches == 1, within=20)
+        await cluster.until(lambda: cluster.watches == 1, within=40)
         cluster.create(pod("late"))
         await world.told("late")
         assert await program.stopped() == 0

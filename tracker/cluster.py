@@ -398,12 +398,12 @@ def _page(core: client.CoreV1Api, namespace: str, token: str) -> Awaitable[objec
         return core.list_namespaced_pod(
             namespace,
             limit=PAGE,
-            _continue=token or None,
+            _continue=token,
             _preload_content=False,
             _request_timeout=LIST_SECONDS,
         )
     return core.list_pod_for_all_namespaces(
-        limit=PAGE, _continue=token or None, _preload_content=False, _request_timeout=LIST_SECONDS
+        limit=PAGE, _continue=token, _preload_content=False, _request_timeout=LIST_SECONDS
     )
 
 

@@ -123,6 +123,11 @@ class Pause:
         """Tell whether sending was ever permitted."""
         return self._opened.is_set()
 
+    @property
+    def permits(self) -> bool:
+        """Tell whether sending is permitted now."""
+        return self.is_open and self.not_before <= asyncio.get_running_loop().time()
+
     async def passed(self) -> None:
         """Wait until sending is permitted."""
         await self._opened.wait()
@@ -307,6 +312,10 @@ class Delivery:
         self._reposts.discard(send.record.deployment_name)
         intended = intend(entry, send)
         await self._ledger.put(intended)
+        if not self._pause.permits:
+            # A limit came while the intent was written. Nothing has left: nothing is open.
+            await self._undo(entry, intended)
+            return
         answer = await self._sender.send(send.record)
         concluded = conclude(
             intended, answer, now=asyncio.get_running_loop().time(), chance=self._chance()
@@ -320,6 +329,13 @@ class Delivery:
         except asyncio.CancelledError:
             await asyncio.wait([kept])
             raise
+
+    async def _undo(self, entry: Entry | None, intended: Entry) -> None:
+        """Have the ledger say what it said before an intent."""
+        if entry is None:
+            await self._ledger.forget(intended.deployment_name)
+        else:
+            await self._ledger.put(entry)
 
     async def _keep(self, intended: Entry, concluded: Entry, answer: Answer) -> None:
         """Write down what came of a send, then tell it."""

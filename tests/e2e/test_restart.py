@@ -212,7 +212,7 @@ async def assert_drains(program: Program, scene: Scene) -> None:
     name = scene.name("late")
     script = github.script(hangs(applied=True), match=lambda exchange: name in exchange.names)
     await scene.create(scene.deployment("late"))
-    await github.until(lambda: len(script.used) == 1, within=20, why="the record in flight")
+    await github.until(lambda: len(script.used) == 1, within=40, why="the record in flight")
     assert program.about(name) == []
     program.terminate()
     await program.until_said("SIGTERM")

@@ -115,7 +115,7 @@ class Churn:
         seed: int,
         workloads: int = 9,
         actors: int = 3,
-        rest_seconds: float = 0.2,
+        rest_seconds: float = 0.1,
     ) -> None:
         self.steps = 0
         self._cluster = cluster

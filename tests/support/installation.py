@@ -420,6 +420,6 @@ class Scene:
                 github.state(name) == state
                 and all(post.ended is not None for post in github.posts(name))
             ),
-            within=20,
+            within=40,
             why=f"{name} being {state}",
         )

@@ -39,7 +39,7 @@ from tracker.pods import Container, Pod
 from tracker.records import Record, Status
 from tracker.workloads import Workload
 
-__all__ = ["LATE_SECONDS", "Attempt", "Outcome", "Stage", "Tracker", "World"]
+__all__ = ["Attempt", "Broken", "Ledger", "Outcome", "Stage", "Tracker", "World"]
 
 LATE_SECONDS: Final = entries.SETTLE_SECONDS - 1
 """How long after its failure was known a request may still land."""
@@ -602,6 +602,15 @@ class Tracker:
 
     # Reconcile, in three steps.
 
+    def reconcile(self) -> None:
+        """Take the next step of a pass."""
+        if self.seen is None:
+            self.take_snapshot()
+        elif self.listed is None:
+            self.list_pods()
+        else:
+            self.mend()
+
     def take_snapshot(self) -> None:
         """Note what was seen, before the list."""
         self.seen = self.inventory.versions()
@@ -848,13 +857,10 @@ class Tracker:
                 self.list_absences()
             self.confirm_absences()
             return True
-        if self.reconcile_requested or self.listed is not None or self.seen is not None:
-            self.reconcile_requested = False
-            if self.seen is None:
-                self.take_snapshot()
-            if self.listed is None:
-                self.list_pods()
-            self.mend()
+        if self.reconcile_requested or self.seen is not None:
+            # A pass that was under way may have begun before the watch broke: it is no answer.
+            self.reconcile_requested = self.reconcile_requested and self.seen is not None
+            self.reconcile()
             return True
         return any(
             [self.advance(name, Outcome.ACKNOWLEDGED) for name in [*self.busy, *self.queue]]

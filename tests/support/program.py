@@ -23,7 +23,7 @@ __all__ = ["DIGEST", "LINE", "ROOT", "Line", "Program", "kopf_run", "parse_line"
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 
-WITHIN: Final = 25.0
+WITHIN: Final = 40.0
 """Seconds until a wait counts as failed; a start on a busy machine takes a few of them."""
 TAIL: Final = 40
 """Lines of each stream that are told with a failure."""

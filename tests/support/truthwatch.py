@@ -18,7 +18,7 @@ from tracker.sandbox.truth import Scope
 __all__ = ["TruthWatch"]
 
 PODS = "/api/v1/pods"
-WITHIN = 20.0
+WITHIN = 40.0
 
 Pod = dict[str, Any]
 

@@ -1,0 +1,281 @@
+"""
+The whole tracker as a state machine: whatever happens in whatever order, the promises hold.
+
+Hypothesis plays the cluster, the watch, GitHub, the scheduler and death; `tests.support.model`
+holds every step to what was promised. The defects at the end are planted to show that the model
+would notice them. `HYPOTHESIS_PROFILE=random` searches longer, and elsewhere in each run.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Final, TypeVar
+
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from tests.support.builders import digest, image, workload
+from tests.support.model import Ledger, Outcome, Stage, Tracker, World
+from tracker.images import Image, SkipReason
+from tracker.ledger_schema import Moment
+from tracker.workloads import Workload
+
+DEPLOYMENTS: Final = (workload("web"), workload("api"))
+JOB: Final = workload("import", kind="Job")
+WORKLOADS: Final = st.sampled_from([DEPLOYMENTS[0], DEPLOYMENTS[0], DEPLOYMENTS[1], JOB])
+IMAGES: Final = st.sampled_from([*map(image, "abc"), image("a", version="v2"), SkipReason.NO_DIGEST])
+GOOD_IMAGES: Final = st.sampled_from([*map(image, "ab")])
+CONTAINERS: Final = {DEPLOYMENTS[0]: ["app"], DEPLOYMENTS[1]: ["app", "proxy"], JOB: ["app"]}
+FATES: Final = ("start", "start", "terminate", "delete", "delete", "Succeeded", "Failed", "Unknown")
+PICK: Final = st.integers(0, 5)
+WAITS: Final = st.sampled_from([0.0, 6.0, 6.0, 61.0, 130.0])
+WORKERS: Final = 3
+MANY_PODS: Final = 8
+SETTLED_SECONDS: Final = 2 * 3600.0
+REFUSED_SECONDS: Final = 60 * 3600.0
+OUTCOMES: Final = st.one_of(
+    st.just(Outcome.ACKNOWLEDGED), st.just(Outcome.RESET_AND_LATE), st.sampled_from(Outcome)
+)
+JUMPS: Final = st.sampled_from([0.0, 0.0, 86_400.0, -86_400.0, 3600.0])
+
+T = TypeVar("T")
+
+
+def pick(number: int, choices: Sequence[T]) -> T:
+    return choices[number % len(choices)]
+
+
+class Model(RuleBasedStateMachine):
+    """Everything that can happen, one step at a time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World()
+        self.ledger = Ledger()
+        self.tracker: Tracker | None = None
+        self.start()
+        self.bring_all()
+
+    # The cluster.
+
+    @rule(owner=WORKLOADS, spec=IMAGES, started=st.booleans())
+    def a_pod_comes(self, owner: Workload, spec: Image | SkipReason, *, started: bool) -> None:
+        if len(self.world.pods) < MANY_PODS:
+            self.new_pod(owner, spec, started=started)
+
+    def new_pod(self, owner: Workload, spec: Image | SkipReason, *, started: bool) -> None:
+        uid = self.world.create(owner, spec, CONTAINERS[owner])
+        if started:
+            self.world.start(uid)
+
+    @precondition(lambda self: self.world.pods)
+    @rule(number=PICK, fate=st.sampled_from(FATES))
+    def something_befalls_a_pod(self, number: int, fate: str) -> None:
+        uid = pick(number, list(self.world.pods))
+        if fate == "start":
+            self.world.start(uid)
+        elif fate == "terminate":
+            self.world.terminate(uid)
+        elif fate == "delete":
+            self.world.delete(uid)
+        else:
+            self.world.finish(uid, fate)
+
+    @precondition(lambda self: self.world.pods)
+    @rule(number=PICK, spec=IMAGES)
+    def a_pod_is_patched_in_place(self, number: int, spec: Image | SkipReason) -> None:
+        uid = pick(number, list(self.world.pods))
+        self.world.specs[uid] = spec
+        self.world.start(uid)
+
+    @rule(owner=WORKLOADS, spec=IMAGES, seconds=st.sampled_from([0.0, 1.0]), started=st.booleans())
+    def a_workload_rolls_out(
+        self, owner: Workload, spec: Image | SkipReason, seconds: float, *, started: bool
+    ) -> None:
+        old = self.world.uids(owner)
+        self.tick(seconds)
+        self.new_pod(owner, spec, started=started)
+        for uid in old:
+            self.world.terminate(uid)
+            self.world.delete(uid)
+
+    @rule(owner=WORKLOADS)
+    def a_workload_is_deleted(self, owner: Workload) -> None:
+        for uid in self.world.uids(owner):
+            self.world.terminate(uid)
+            self.world.delete(uid)
+
+    # The watch.
+
+    @precondition(lambda self: self.tracker)
+    @rule()
+    def the_watch_breaks_or_begins_anew(self) -> None:
+        if self.world.connected:
+            self.world.disconnect()
+        elif self.tracker:
+            self.world.connect()
+            self.tracker.reconcile_requested = True
+
+    @precondition(lambda self: self.tracker and self.world.undelivered)
+    @rule(number=PICK, coalesced=st.booleans())
+    def the_watch_brings_one(self, number: int, *, coalesced: bool) -> None:
+        if self.tracker:
+            uid = pick(number, sorted(self.world.undelivered))
+            self.world.deliver(self.tracker, uid, coalesced=coalesced)
+
+    @precondition(lambda self: self.tracker and self.world.last_delivered)
+    @rule()
+    def the_watch_repeats_itself(self) -> None:
+        if self.tracker and self.world.last_delivered:
+            self.tracker.hear_of(*self.world.last_delivered)
+
+    def bring_all(self) -> None:
+        """Let the watch bring all there is, and the gate open."""
+        while self.tracker and self.world.undelivered:
+            self.world.deliver(self.tracker, min(self.world.undelivered), coalesced=False)
+        self.list_first()
+
+    # Lists.
+
+    @precondition(lambda self: self.tracker and not self.tracker.gate_open)
+    @rule()
+    def pods_are_listed_at_the_start(self) -> None:
+        self.list_first()
+
+    def list_first(self) -> None:
+        if self.tracker and not self.tracker.gate_open:
+            self.tracker.list_first()
+            if self.tracker.may_open:
+                self.tracker.open_gate()
+
+    @precondition(lambda self: self.tracker and self.tracker.gate_open)
+    @rule(steps=st.integers(1, 3))
+    def reconcile_goes_on(self, steps: int) -> None:
+        for _ in range(steps):
+            if self.tracker:
+                self.tracker.reconcile()
+
+    @precondition(
+        lambda self: self.tracker and (self.tracker.due or self.tracker.confirming is not None)
+    )
+    @rule()
+    def absences_are_confirmed(self) -> None:
+        self.confirm()
+
+    def confirm(self) -> None:
+        if self.tracker and self.tracker.confirming is not None:
+            self.tracker.confirm_absences()
+        elif self.tracker and self.tracker.due:
+            self.tracker.list_absences()
+
+    # GitHub and the workers.
+
+    @precondition(lambda self: self.tracker and (self.tracker.busy or self.tracker.queue))
+    @rule(number=PICK, outcome=OUTCOMES, steps=st.integers(1, 5))
+    def a_worker_goes_on(self, number: int, outcome: Outcome, steps: int) -> None:
+        if self.tracker:
+            name = pick(number, [*self.tracker.busy, *self.tracker.queue])
+            for _ in range(steps):
+                self.tracker.advance(name, outcome)
+
+    @precondition(lambda self: self.tracker)
+    @rule(
+        brought=st.booleans(),
+        outcomes=st.lists(st.tuples(OUTCOMES, WAITS), min_size=1, max_size=4),
+    )
+    def things_take_their_course(
+        self, outcomes: Sequence[tuple[Outcome, float]], *, brought: bool
+    ) -> None:
+        if brought:
+            self.bring_all()
+        for outcome, seconds in outcomes:
+            self.confirm()
+            self.confirm()
+            for name in [*self.tracker.busy, *self.tracker.queue] if self.tracker else ():
+                for _ in range(5):
+                    self.tracker.advance(name, outcome)
+            self.tick(seconds)
+
+    @rule(letter=st.sampled_from("abc"))
+    def github_changes_its_mind_about_a_digest(self, letter: str) -> None:
+        if digest(letter) in self.world.known:
+            self.world.rejected ^= {digest(letter)}
+        self.world.known.add(digest(letter))
+
+    @precondition(lambda self: self.world.late)
+    @rule(number=PICK)
+    def what_was_late_lands(self, number: int) -> None:
+        self.world.land(pick(number, self.world.late))
+
+    # Time and death.
+
+    @rule(seconds=st.sampled_from([0.5, 5.0, 31.0, 61.0, 121.0, 400.0, 4000.0, 90_000.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.tick(seconds)
+
+    def tick(self, seconds: float) -> None:
+        self.world.tick(seconds)
+        if self.tracker:
+            self.tracker.wake()
+
+    @rule(jump=JUMPS, at_once=st.booleans())
+    def the_process_is_killed_or_starts(self, jump: float, *, at_once: bool) -> None:
+        if self.tracker:
+            self.kill()
+            if not at_once:
+                return
+        self.start(jump)
+
+    def kill(self) -> None:
+        if self.tracker:
+            self.tracker.die()
+        self.tracker = None
+        self.world.disconnect()
+
+    def start(self, jump: float = 0.0) -> None:
+        world = self.world
+        then = Moment(loop=world.now, wall=world.now + world.wall_offset)
+        world.wall_offset += jump
+        self.ledger.reopen(then, Moment(loop=world.now, wall=world.now + world.wall_offset))
+        # A limit's end is kept as a wall time: nothing else can be known after a stop.
+        world.limited_until = min(world.limited_until, self.ledger.pause_until)
+        self.tracker = Tracker(world, self.ledger, workers=WORKERS)
+        world.connect()
+
+    # What must always hold.
+
+    @invariant()
+    def what_is_due_is_looked_at(self) -> None:
+        if self.tracker:
+            self.tracker.check_awake()
+
+    @invariant()
+    def memory_is_bounded(self) -> None:
+        if self.tracker:
+            self.tracker.check_bounded()
+
+    def teardown(self) -> None:
+        """Heal everything, come to rest, and hold GitHub against the cluster."""
+        if self.tracker is None:
+            self.start()
+        assert self.tracker is not None
+        self.tracker.rest(SETTLED_SECONDS)
+        self.world.check_converged(self.ledger.entries, refused_too=False)
+        self.world.rejected.clear()
+        self.world.known.add(digest("c"))
+        self.tracker.rest(REFUSED_SECONDS)
+        self.world.check_converged(self.ledger.entries, refused_too=True)
+        assert not self.tracker.timers
+        assert not self.tracker.wanted
+        posts = self.world.posts
+        self.kill()
+        self.start()
+        self.tracker.rest(SETTLED_SECONDS)
+        assert self.world.posts == posts, "a restart without change posts nothing"
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(
+    max_examples=150 if os.environ.get("HYPOTHESIS_PROFILE", "ci") == "ci" else 3000,
+    stateful_step_count=50,
+)
