@@ -148,8 +148,19 @@ BROKEN: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("match", [LISTS, LATER_PAGES], ids=["first-page", "later-page"])
-@pytest.mark.parametrize("fault", BROKEN)
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        *(pytest.param(*case.values, LISTS, id=f"{case.id}-at-once") for case in BROKEN),
+        pytest.param(Refuse(code=403), LATER_PAGES, id="forbidden-later"),
+        pytest.param(Refuse(code=503), LATER_PAGES, id="unavailable-later"),
+        pytest.param(RawAnswer(), LATER_PAGES, id="html-later"),
+        pytest.param(
+            RawAnswer(body=b'{"kind":"PodList","items":7}'), LATER_PAGES, id="items-later"
+        ),
+        pytest.param(Truncate(), LATER_PAGES, id="truncated-later"),
+    ],
+)
 async def test_a_list_that_does_not_come_to_its_end_is_no_list(
     server: SimulatedCluster,
     tmp_path: Path,

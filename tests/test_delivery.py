@@ -484,6 +484,15 @@ async def test_a_drain_does_not_wait_for_a_pause_that_outlasts_it() -> None:
         assert waited() - began < 1
 
 
+async def test_a_drain_ends_when_a_pause_begins_that_outlasts_it() -> None:
+    async with scene(workers=1) as on:
+        on.sender.answers[NAME] = [Limited(reason="HTTP 429", pause_seconds=600)]
+        on.see(running("a"))
+        began = waited()
+        assert await on.delivery.drain(20) == 1
+        assert waited() - began < 1
+
+
 async def test_a_drain_waits_for_a_pause_that_ends_in_time() -> None:
     async with scene() as on:
         on.see(running("a"))

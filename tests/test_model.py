@@ -34,9 +34,16 @@ MANY_PODS: Final = 8
 SETTLED_SECONDS: Final = 2 * 3600.0
 REFUSED_SECONDS: Final = 60 * 3600.0
 OUTCOMES: Final = st.one_of(
-    st.just(Outcome.ACKNOWLEDGED), st.just(Outcome.RESET_AND_LATE), st.sampled_from(Outcome)
+    st.just(Outcome.ACKNOWLEDGED),
+    st.just(Outcome.ACKNOWLEDGED),
+    st.just(Outcome.RESET_AND_LATE),
+    st.sampled_from(Outcome),
 )
 JUMPS: Final = st.sampled_from([0.0, 0.0, 86_400.0, -86_400.0, 3600.0])
+
+Course = Sequence[tuple[Outcome, float]]
+COURSES: Final = st.lists(st.tuples(OUTCOMES, WAITS), max_size=4)
+STEPS_OF_A_SEND: Final = 5
 
 T = TypeVar("T")
 
@@ -56,12 +63,15 @@ class Model(RuleBasedStateMachine):
         self.start()
         self.bring_all()
 
-    # The cluster.
+    # The cluster. What follows is often what usually follows.
 
-    @rule(owner=WORKLOADS, spec=IMAGES, started=st.booleans())
-    def a_pod_comes(self, owner: Workload, spec: Image | SkipReason, *, started: bool) -> None:
+    @rule(owner=WORKLOADS, spec=IMAGES, started=st.booleans(), course=COURSES)
+    def a_pod_comes(
+        self, owner: Workload, spec: Image | SkipReason, course: Course, *, started: bool
+    ) -> None:
         if len(self.world.pods) < MANY_PODS:
             self.new_pod(owner, spec, started=started)
+        self.follow(course)
 
     def new_pod(self, owner: Workload, spec: Image | SkipReason, *, started: bool) -> None:
         uid = self.world.create(owner, spec, CONTAINERS[owner])
@@ -69,8 +79,8 @@ class Model(RuleBasedStateMachine):
             self.world.start(uid)
 
     @precondition(lambda self: self.world.pods)
-    @rule(number=PICK, fate=st.sampled_from(FATES))
-    def something_befalls_a_pod(self, number: int, fate: str) -> None:
+    @rule(number=PICK, fate=st.sampled_from(FATES), course=COURSES)
+    def something_befalls_a_pod(self, number: int, fate: str, course: Course) -> None:
         uid = pick(number, list(self.world.pods))
         if fate == "start":
             self.world.start(uid)
@@ -80,30 +90,37 @@ class Model(RuleBasedStateMachine):
             self.world.delete(uid)
         else:
             self.world.finish(uid, fate)
+        self.follow(course)
 
     @precondition(lambda self: self.world.pods)
-    @rule(number=PICK, spec=IMAGES)
-    def a_pod_is_patched_in_place(self, number: int, spec: Image | SkipReason) -> None:
+    @rule(number=PICK, spec=IMAGES, course=COURSES)
+    def a_pod_is_patched_in_place(
+        self, number: int, spec: Image | SkipReason, course: Course
+    ) -> None:
         uid = pick(number, list(self.world.pods))
         self.world.specs[uid] = spec
         self.world.start(uid)
+        self.follow(course)
 
-    @rule(owner=WORKLOADS, spec=IMAGES, seconds=st.sampled_from([0.0, 1.0]), started=st.booleans())
+    @rule(owner=WORKLOADS, specs=st.lists(IMAGES, min_size=1, max_size=3), course=COURSES)
     def a_workload_rolls_out(
-        self, owner: Workload, spec: Image | SkipReason, seconds: float, *, started: bool
+        self, owner: Workload, specs: Sequence[Image | SkipReason], course: Course
     ) -> None:
-        old = self.world.uids(owner)
-        self.tick(seconds)
-        self.new_pod(owner, spec, started=started)
-        for uid in old:
-            self.world.terminate(uid)
-            self.world.delete(uid)
+        for spec in specs:
+            old = self.world.uids(owner)
+            self.tick(0.5)
+            self.new_pod(owner, spec, started=True)
+            for uid in old:
+                self.world.terminate(uid)
+                self.world.delete(uid)
+            self.follow(course)
 
-    @rule(owner=WORKLOADS)
-    def a_workload_is_deleted(self, owner: Workload) -> None:
+    @rule(owner=WORKLOADS, course=COURSES)
+    def a_workload_is_deleted(self, owner: Workload, course: Course) -> None:
         for uid in self.world.uids(owner):
             self.world.terminate(uid)
             self.world.delete(uid)
+        self.follow(course)
 
     # The watch.
 
@@ -179,20 +196,19 @@ class Model(RuleBasedStateMachine):
                 self.tracker.advance(name, outcome)
 
     @precondition(lambda self: self.tracker)
-    @rule(
-        brought=st.booleans(),
-        outcomes=st.lists(st.tuples(OUTCOMES, WAITS), min_size=1, max_size=4),
-    )
-    def things_take_their_course(
-        self, outcomes: Sequence[tuple[Outcome, float]], *, brought: bool
-    ) -> None:
-        if brought:
+    @rule(course=COURSES)
+    def things_take_their_course(self, course: Course) -> None:
+        self.follow(course)
+
+    def follow(self, course: Course) -> None:
+        """Let the watch bring all, absences be confirmed and workers work, with these outcomes."""
+        if course:
             self.bring_all()
-        for outcome, seconds in outcomes:
+        for outcome, seconds in course:
             self.confirm()
             self.confirm()
-            for name in [*self.tracker.busy, *self.tracker.queue] if self.tracker else ():
-                for _ in range(5):
+            if self.tracker:
+                for name in [*self.tracker.busy, *self.tracker.queue] * STEPS_OF_A_SEND:
                     self.tracker.advance(name, outcome)
             self.tick(seconds)
 
@@ -236,7 +252,8 @@ class Model(RuleBasedStateMachine):
         world = self.world
         then = Moment(loop=world.now, wall=world.now + world.wall_offset)
         world.wall_offset += jump
-        self.ledger.reopen(then, Moment(loop=world.now, wall=world.now + world.wall_offset))
+        now = Moment(loop=world.now, wall=world.now + world.wall_offset)
+        world.excuses.update(self.ledger.reopen(then, now))
         # A limit's end is kept as a wall time: nothing else can be known after a stop.
         world.limited_until = min(world.limited_until, self.ledger.pause_until)
         self.tracker = Tracker(world, self.ledger, workers=WORKERS)

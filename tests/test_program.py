@@ -15,7 +15,7 @@ from typing import Any, Final
 import pytest
 
 from tests.support.program import LINE, Program, kopf_run, tracker_run
-from tests.support.world import (
+from tests.support.simulated import (
     DIGEST,
     TOKEN,
     World,

@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.program import Program
-from tests.support.world import (
+from tests.support.simulated import (
     DIGEST,
     IN_STEP,
     LATER,

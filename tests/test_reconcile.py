@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 from tests.support.builders import workload
 from tracker.errors import ListError
 from tracker.reconcile import (
+    CONFIRMED_SECONDS,
     CRONJOB_LOOK_SECONDS,
     MAX_LISTS_APART,
     PATIENCE_SECONDS,
@@ -35,6 +36,7 @@ class ScriptedLists:
     def __init__(self) -> None:
         self.pods: dict[str, str] = {}
         self.failures = 0
+        self.failing: set[str | None] = set()
         self.asked: list[tuple[float, str | None]] = []
         self.on_list: Callable[[], None] = lambda: None
 
@@ -45,8 +47,8 @@ class ScriptedLists:
             uid for uid, of in self.pods.items() if namespace is None or of == namespace
         )
         await asyncio.sleep(0.01)
-        if self.failures:
-            self.failures -= 1
+        if self.failures or namespace in self.failing:
+            self.failures = max(self.failures - 1, 0)
             message = "the API server refused a list of pods: 403"
             raise ListError(message)
         self.on_list()
@@ -284,6 +286,34 @@ async def test_what_was_confirmed_counts_no_more_after_an_event() -> None:
         assert not on.confirmed()
 
 
+async def test_what_was_confirmed_is_asked_for_again_when_it_was_not_used_for_long() -> None:
+    """A pause or a refusal may keep a decommission for hours, and the watch may be away then."""
+    async with scene() as on:
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed()
+        await asyncio.sleep(CONFIRMED_SECONDS)
+        assert not on.confirmed()
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed()
+        assert len(on.lists.asked) == 2
+
+
+async def test_a_namespace_that_can_not_be_listed_holds_up_no_other() -> None:
+    async with scene() as on:
+        on.lists.failing.add("ns-0")
+        names = ["ns-0/app/c", "ns-1/app/c"]
+        for number, name in enumerate(names):
+            on.want(name, workload(namespace=f"ns-{number}"))
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(names[1:])
+        assert not on.confirmed(names[:1])
+        on.lists.failing.clear()
+        await asyncio.sleep(61)
+        assert names[0] in [name for _, name in on.touched]
+
+
 async def test_a_pod_that_is_listed_and_was_not_seen_holds_the_absence_up() -> None:
     async with scene() as on:
         on.lists.pods = {"new": "shop"}
@@ -364,7 +394,7 @@ async def test_a_cronjob_holds_its_name_between_its_runs() -> None:
         on.want("shop/nightly/app", NIGHTLY)
         await asyncio.sleep(CRONJOB_HOLD - 1)
         assert on.lists.asked == []
-        await asyncio.sleep(2 + CRONJOB_LOOK_SECONDS)
+        await asyncio.sleep(2)
         assert on.confirmed(["shop/nightly/app"])
 
 

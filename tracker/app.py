@@ -177,6 +177,10 @@ class Tracker:
 
     def start(self) -> None:
         """Start the tasks. None of them ever ends by itself."""
+        # Before the watch brings anything: what a stop cut off is settled first.
+        for entry in self.ledger.entries():
+            if entry.in_doubt is not None:
+                self._delivery.touch(entry.deployment_name)
         for name, work in (
             ("reconcile", self._reconcile()),
             ("delivery", self._delivery.run()),

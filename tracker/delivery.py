@@ -42,6 +42,8 @@ FIRST_PAUSE_SECONDS = 60.0
 MAX_PAUSE_SECONDS = 3600.0
 MAX_STREAK = 6
 """Limits in a row that are counted: the sixth doubling is over the longest pause."""
+DRAIN_LOOK_SECONDS = 0.1
+"""How often a drain looks whether a pause has begun that it can't outlast."""
 LEDGER_RETRY_SECONDS = 5.0
 """How long a name rests whose entry could not be written."""
 BROKEN_NAME_SECONDS = 60.0
@@ -230,8 +232,7 @@ class Delivery:
         deadline = loop.time() + timeout_seconds
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while self._pause.is_open and self._pause.not_before < deadline:
-                    await self._queue.join()
+                while self._pause.is_open and await self._idle(deadline):
                     due = min((timer.when() for timer in self._timers.values()), default=deadline)
                     if due >= deadline:
                         break
@@ -240,6 +241,16 @@ class Delivery:
                     await asyncio.sleep(0)
         names = self._queued | self._busy | self._timers.keys()
         return sum(1 for name in names if self._is_unsent(name))
+
+    async def _idle(self, deadline: float) -> bool:
+        """Wait until nothing is queued; return False as soon as a pause outlasts the deadline."""
+        idle = asyncio.create_task(self._queue.join(), name="drain")
+        try:
+            while not idle.done() and self._pause.not_before < deadline:
+                await asyncio.wait({idle}, timeout=DRAIN_LOOK_SECONDS)
+            return idle.done() and self._pause.not_before < deadline
+        finally:
+            idle.cancel()
 
     def _is_unsent(self, name: str) -> bool:
         """Tell whether a name is to be sent, now or when a failure's wait is over."""

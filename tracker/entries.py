@@ -29,7 +29,7 @@ from tracker.answers import (
     Unauthorized,
     Unconfirmed,
 )
-from tracker.backoff import delay_after
+from tracker.backoff import CAP_SECONDS, delay_after
 from tracker.inventory import Absent, Deployed, Held, Judgement
 from tracker.records import Record, Status
 from tracker.workloads import Workload
@@ -46,6 +46,7 @@ __all__ = [
     "conclude",
     "intend",
     "next_step",
+    "reopen",
 ]
 
 SETTLE_SECONDS = 120.0
@@ -106,8 +107,15 @@ class Entry:
 
     @property
     def held(self) -> Record | None:
-        """Return what GitHub holds as far as is known: what it said, else what it may hold."""
-        return self.acknowledged or self.in_doubt
+        """
+        Return what GitHub holds as far as is known: what it said, else what it may hold.
+
+        After an acknowledged decommission that is what was sent since and may have landed.
+        """
+        said = self.acknowledged
+        if said is None or said.status is Status.DECOMMISSIONED:
+            return self.in_doubt or said
+        return said
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,9 +173,11 @@ def next_step(
         case Deployed():
             return _step_deployed(judgement, entry, now, confirmed=absence_confirmed)
         case Held():
-            if judgement.displaced and entry is not None and _stands(entry):
+            if entry is None:
+                return Nothing()
+            if judgement.displaced and _may_stand(entry):
                 return _step_gone(entry, now, confirmed=absence_confirmed, absent=False)
-            return Nothing() if entry is None else _settle(entry, now)
+            return _settle(entry, now, displaced=judgement.displaced)
         case Absent():
             if entry is None:
                 return Nothing()
@@ -193,7 +203,7 @@ def intend(entry: Entry | None, send: Send) -> Entry:
         reason=entry.reason if again else "",
         attempts=entry.attempts + 1 if again or record == entry.refused else 1,
         not_before=None,
-        unsettled=entry.unsettled if again and entry.unsettled else entry.in_doubt,
+        unsettled=entry.in_doubt,
         refused=refused,
     )
 
@@ -241,7 +251,27 @@ def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entr
             until = now + delay_after(entry.attempts, chance)
         case _:
             assert_never(answer)
+    if state is State.OPEN:
+        entry = replace(entry, settle_at=_settle_at_least(entry, now))
     return replace(entry, state=state, reason=answer.reason, not_before=until)
+
+
+def reopen(entry: Entry, *, now: float) -> Entry:
+    """
+    Return an entry as it is to be taken after a stop of unknown length, its times moved to `now`.
+
+    They come by a wall clock that may have been set meanwhile. So a failure of the way there
+    holds a name no longer than the longest backoff, and what is to be settled is settled two
+    minutes from now: no earlier, since a request of before the stop may still land.
+    """
+    not_before = entry.not_before
+    if not_before is not None and entry.state not in _REFUSED:
+        not_before = min(not_before, now + CAP_SECONDS)
+    return replace(
+        entry,
+        not_before=not_before,
+        settle_at=now + SETTLE_SECONDS if _settle_at_least(entry, now) is not None else None,
+    )
 
 
 def _step_deployed(
@@ -251,13 +281,13 @@ def _step_deployed(
     if entry is None:
         return send
     if entry.acknowledged == judgement.record and entry.in_doubt is None:
-        return _settle(entry, now)
+        return _settle(entry, now, displaced=False)
     last_refused = entry.sent if entry.state in _REFUSED else entry.refused
-    if last_refused == judgement.record and judgement.displaced and _stands(entry):
+    if last_refused == judgement.record and judgement.displaced and _may_stand(entry):
         # The new image can't be recorded and the old one runs nowhere: at least say that.
         return _step_gone(entry, now, confirmed=confirmed, absent=False)
     step = _unless_waiting(entry, send, now)
-    settle = _settle(entry, now)
+    settle = _settle(entry, now, displaced=judgement.displaced)
     match step, settle:
         case Wait(), Send():
             # The new record waits to be asked for, maybe for hours: what stands is settled first.
@@ -274,7 +304,7 @@ def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> St
         return Forget()
     record = entry.held.decommissioned()
     if entry.acknowledged == record and entry.in_doubt is None:
-        return _settle(entry, now)
+        return _settle(entry, now, displaced=True)
     if not confirmed:
         return Confirm(workload=entry.workload, absent=absent)
     send = Send(record=record, workload=entry.workload, container=entry.container)
@@ -295,9 +325,18 @@ def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
     return Wait(until=entry.not_before)
 
 
-def _settle(entry: Entry, now: float) -> Step:
-    """Return the second post of an acknowledged record that an open one may have overwritten."""
+def _settle(entry: Entry, now: float, *, displaced: bool) -> Step:
+    """
+    Return the second post of an acknowledged record that an open one may have overwritten.
+
+    None while something newer may have landed: the older record would follow it. And none of what
+    is not true any more: `displaced` says that the digest runs nowhere.
+    """
     if entry.settle_at is None or entry.acknowledged is None:
+        return Nothing()
+    if entry.in_doubt not in {None, entry.acknowledged}:
+        return Nothing()
+    if displaced != (entry.acknowledged.status is Status.DECOMMISSIONED):
         return Nothing()
     if now < entry.settle_at:
         return Wait(until=entry.settle_at)
@@ -313,8 +352,24 @@ def _settle_at(entry: Entry, now: float) -> float | None:
     return entry.settle_at if entry.settle_at is not None and now < entry.settle_at else None
 
 
-def _stands(entry: Entry) -> bool:
-    return entry.held is not None and entry.held.status is Status.DEPLOYED
+def _settle_at_least(entry: Entry, now: float) -> float | None:
+    """
+    Return when to settle what is acknowledged next, `entry.sent` being open now, or None.
+
+    `unsettled` remembers one record. When two that differ are open, whichever is acknowledged may
+    be overwritten by the other.
+    """
+    if entry.in_doubt is not None and entry.unsettled not in {None, entry.in_doubt}:
+        return now + SETTLE_SECONDS
+    return entry.settle_at
+
+
+def _may_stand(entry: Entry) -> bool:
+    """Tell whether GitHub may hold something as deployed, as far as is known."""
+    if entry.acknowledged is not None and entry.acknowledged.status is Status.DEPLOYED:
+        return True
+    # An open decommission leaves open whether what it was to take back still stands.
+    return entry.in_doubt is not None and entry.in_doubt != entry.acknowledged
 
 
 def _not_found_delay(attempts: int, chance: float) -> float:

@@ -28,12 +28,15 @@ import kopf
 from tracker import logs
 from tracker.app import Tracker, open_tracker
 from tracker.backoff import delay_after
+from tracker.errors import CredentialsError
 from tracker.settings import Settings, SettingsError, load
 from tracker.watch import CALM_SECONDS, MAX_RETRY_SECONDS, Pulse, configure_kopf, serve
 
 __all__ = ["run"]
 
 EXIT_CONFIGURATION = 2
+LOGIN_RETRY_SECONDS = 1.0
+"""Until credentials that could not be read are read again."""
 
 # The handlers. Kopf passes what it has by name and asks that the rest is taken, too.
 
@@ -57,7 +60,7 @@ async def _stop(memo: kopf.Memo, **_: object) -> None:
         await context.__aexit__(None, None, None)
 
 
-@kopf.on.login(errors=kopf.ErrorsMode.TEMPORARY, backoff=1.0)
+@kopf.on.login(errors=kopf.ErrorsMode.TEMPORARY, backoff=LOGIN_RETRY_SECONDS)
 async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     # Kopf forgets credentials for good that failed once. A stray 401 does not make a token bad,
     # so each login counts as a better one than the last; what fails at once again waits.
@@ -70,9 +73,12 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     memo.update(logins=logins + 1, quick_logins=quick, login_at=now)
     tracker: Tracker = memo["tracker"]
     pulse: Pulse = memo["pulse"]
-    connection = await tracker.cluster.connect(
-        on_list=tracker.request_reconcile, on_page=pulse.listing, on_watch=pulse.watching
-    )
+    try:
+        connection = await tracker.cluster.connect(
+            on_list=tracker.request_reconcile, on_page=pulse.listing, on_watch=pulse.watching
+        )
+    except CredentialsError as error:
+        raise kopf.TemporaryError(str(error), delay=LOGIN_RETRY_SECONDS) from None
     return kopf.AiohttpSession(
         server=connection.server, aiohttp_session=connection.session, priority=logins
     )

@@ -17,6 +17,7 @@ to its end, changes nothing.
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Protocol
 
 import structlog
@@ -34,6 +35,8 @@ MAX_PATIENCE_SECONDS = 20.0
 """The same after many lists in a row of which the watch brought nothing: it is away."""
 MAX_LISTS_APART = 5
 """Names of more namespaces than this are confirmed by one list of all, not by one each."""
+CONFIRMED_SECONDS = 60.0
+"""How long a list's word about an absence counts."""
 SECOND_LIST_SECONDS = 30.0
 """How much later a second list must agree before a mass of absences is believed."""
 LAG_SECONDS = 5.0
@@ -173,13 +176,18 @@ class Absences:
         self._cronjob = cronjob_seconds
         self._spans_namespaces = spans_namespaces
         self._wanted: dict[str, _Wanted] = {}
-        self._confirmed: set[str] = set()
+        self._confirmed: dict[str, float] = {}
         self._doubted: set[str] = set()
         self._changed = asyncio.Event()
 
     def confirmed(self, name: str) -> bool:
-        """Tell whether the absence behind a name was confirmed since its last pod event."""
-        return name in self._confirmed
+        """
+        Tell whether the absence behind a name was confirmed since its last pod event.
+
+        And of late: a send may have waited for hours since, and the watch may have been away.
+        """
+        now = asyncio.get_running_loop().time()
+        return now - self._confirmed.get(name, -inf) < CONFIRMED_SECONDS
 
     def want(self, name: str, workload: Workload, *, absent: bool) -> None:
         """Have it confirmed; the name is looked at again when it is."""
@@ -198,7 +206,7 @@ class Absences:
     def withdraw(self, name: str) -> None:
         """Drop what was wanted and found out about a name: a pod event makes it count no more."""
         self._wanted.pop(name, None)
-        self._confirmed.discard(name)
+        self._confirmed.pop(name, None)
         self._doubted.discard(name)
 
     async def run(self) -> None:
@@ -260,10 +268,19 @@ class Absences:
         return due
 
     async def _confirm(self, due: dict[str, _Wanted], patience: float) -> bool:
-        """Confirm what lists can; return whether each list held nothing but what was seen."""
+        """
+        Confirm what lists can; return whether each list held nothing but what was seen.
+
+        Raises `ListError` in the end when one of them could not be had.
+        """
         whole = True
+        failure: ListError | None = None
         for namespace, names in self._by_namespace(due):
-            listed = await self._lists.pod_uids(namespace)
+            try:
+                listed = await self._lists.pod_uids(namespace)
+            except ListError as error:
+                failure = error
+                continue
             if await self._sightings.missing(listed, patience_seconds=patience):
                 # The watch has yet to bring a pod that is there, or one that is gone meanwhile:
                 # the next list tells. The names stay due.
@@ -274,8 +291,10 @@ class Absences:
                 # Only what no event touched since: `withdraw` takes the very object away.
                 if self._wanted.get(name) is due[name]:
                     del self._wanted[name]
-                    self._confirmed.add(name)
+                    self._confirmed[name] = asyncio.get_running_loop().time()
                     self._touch(name)
+        if failure is not None:
+            raise failure
         return whole
 
     def _by_namespace(self, due: dict[str, _Wanted]) -> Iterable[tuple[str | None, list[str]]]:

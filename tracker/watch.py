@@ -56,6 +56,9 @@ IDLE_SECONDS = 0.1
 """How long Kopf keeps a pod's queue and body after its last event."""
 MIN_RETRY_SECONDS = 0.5
 MAX_RETRY_SECONDS = 20.0
+AGAIN_SECONDS = 3.0
+"""More between an end of Kopf and its start when it is not the first: a start takes six requests,
+and an API server in trouble is to be asked no more than two a second."""
 CALM_SECONDS = 60.0
 """After this time without trouble, trouble is new."""
 LISTLESS_SECONDS = 120.0
@@ -98,34 +101,46 @@ class EndlessBackoffs:
     def __iter__(self) -> Iterator[float]:
         chance = random.SystemRandom().random
         for attempts in count(1):
-            yield MIN_RETRY_SECONDS + min(delay_after(attempts, chance()), MAX_RETRY_SECONDS)
+            yield _retry_after(attempts, chance())
+
+
+def _retry_after(attempts: int, chance: float) -> float:
+    return MIN_RETRY_SECONDS + min(delay_after(attempts, 1.0), MAX_RETRY_SECONDS) * chance
 
 
 class Pulse:
     """
     Signs of life of a watch: each says until when the next one is due.
 
-    It starts with the first wait for one; times are those of the running loop.
+    Times are those of the running loop.
     """
 
     def __init__(self) -> None:
         self._due = 0.0
+        self._moved = asyncio.Event()
 
     def listing(self) -> None:
         """Take note that a page of a list of pods was granted."""
-        self._due = asyncio.get_running_loop().time() + LISTLESS_SECONDS
+        self._expect(LISTLESS_SECONDS)
 
     def watching(self) -> None:
         """Take note that a watch was granted."""
-        self._due = asyncio.get_running_loop().time() + WATCHLESS_SECONDS
+        self._expect(WATCHLESS_SECONDS)
 
     async def lost(self) -> None:
-        """Return when the next sign of life is overdue."""
-        self.listing()
-        loop = asyncio.get_running_loop()
-        # The time moves later while this waits for it.
-        while (left := self._due - loop.time()) > 0:  # noqa: ASYNC110 - a time, not an event
-            await asyncio.sleep(left)
+        """Return when the next sign of life is overdue; the first is due as after a list."""
+        self._expect(LISTLESS_SECONDS)
+        while True:
+            self._moved.clear()
+            try:
+                async with asyncio.timeout_at(self._due):
+                    await self._moved.wait()
+            except TimeoutError:
+                return
+
+    def _expect(self, seconds: float) -> None:
+        self._due = asyncio.get_running_loop().time() + seconds
+        self._moved.set()
 
 
 class PhasesInMemory(kopf.DiffBaseStorage):
@@ -204,6 +219,7 @@ async def serve(settings: Settings) -> int:
     """
     loop = asyncio.get_running_loop()
     loop.set_task_factory(_create_task)
+    loop.set_exception_handler(_tell)
     stop = asyncio.Event()
     signals = _Signals(loop=loop, stop=stop)
     signals.take()
@@ -250,7 +266,7 @@ async def _watch(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> 
         if stop.is_set():
             return
         attempts = 1 if loop.time() - began > CALM_SECONDS else attempts + 1
-        delay = MIN_RETRY_SECONDS + min(delay_after(attempts, chance()), MAX_RETRY_SECONDS)
+        delay = _retry_after(attempts, chance()) + (AGAIN_SECONDS if attempts > 1 else 0.0)
         _log.warning("the watch is started again", reason=reason, retry_seconds=round(delay, 1))
         with suppress(TimeoutError):
             async with asyncio.timeout(delay):
@@ -289,11 +305,26 @@ async def _operate(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -
             stop_flag=end,
         )
         signals.take()  # Kopf took them
+        for task in tasks:
+            # Once one has ended all will; what waits for the flag would hold that up by 5 seconds.
+            task.add_done_callback(lambda _: end.set())
         await kopf.run_tasks(tasks, ignored=_NotKopfs())
         return next((reason for wait, reason in waits.items() if wait.done()), "it ended by itself")
     finally:
         for wait in waits:
             wait.cancel()
+
+
+def _tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """
+    Tell of an error that nobody looks at, such as that of the second half of a failed discovery.
+
+    asyncio would show the exception's repr, which for those of the HTTP client holds the headers
+    of the request, and the token in them.
+    """
+    error = context.get("exception")
+    reason = f"{type(error).__name__}: {clean_text(str(error))}" if error is not None else ""
+    _log.error("unhandled in the background", message=context.get("message", ""), reason=reason)
 
 
 class _Signals:

@@ -75,8 +75,7 @@ async def test_a_start_in_mid_rollout_tells_nothing_old(
                 await scene.recorded(name)
             # The first rollouts begin under a tracker, which is killed in the midst of them.
             await hold_in_mid_rollout(scene, names, "2")
-            program.kill()
-            await program.ended()
+            await installation.crash(program)
         for version in ("2", "3"):
             if version != "2":
                 await hold_in_mid_rollout(scene, names, version)
@@ -121,8 +120,7 @@ async def start_and_look(
         for name in names:
             await scene.recorded(name, version)
         await installation.calm(scene.namespace)
-        program.kill()
-        await program.ended()
+        await installation.crash(program)
     for name in names:
         assert set(scene.told(name)[told_before[name] :]) <= {("deployed", digest)}
 
@@ -264,3 +262,36 @@ def can_have_mounts_of_its_own() -> bool:
         return False
     trial = [*UNSHARE, "mount", "-t", "tmpfs", "none", "/run"]
     return subprocess.run(trial, check=False, capture_output=True).returncode == 0
+
+
+async def test_with_a_ledger_a_start_tells_what_changed_meanwhile_and_nothing_else(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with (
+        installed(control_plane, rights=rights_of_base()) as installation,
+        installation.scene("ledger") as scene,
+    ):
+        ledger = str(tmp_path / "ledger.db")
+        names = ("kept", "rolled", "deleted", "recreated")
+        async with running(installation, tmp_path, LEDGER_PATH=ledger) as program:
+            for name in names:
+                await scene.create(scene.deployment(name, replicas=2))
+            first = {name: await scene.recorded(name) for name in names}
+            await installation.calm(scene.namespace)
+            await installation.crash(program)
+        await scene.roll_out("deployments", "rolled", scene.container("2"))
+        for name in ("deleted", "recreated"):
+            await scene.delete("deployments", name)
+            await scene.without_pods(name)
+        await scene.create(scene.deployment("recreated", replicas=2))
+        await scene.running("recreated", 2)
+        await scene.running("rolled", 2, "2")
+        async with running(installation, tmp_path, LEDGER_PATH=ledger) as program:
+            second = await scene.recorded("rolled", "2")
+            last = await scene.gone("deleted")
+            await scene.judge(scene.namespace)
+            assert await program.stopped() == 0
+        assert scene.told("kept") == [first["kept"]]
+        assert scene.told("recreated") == [first["recreated"]]
+        assert scene.told("rolled") == [first["rolled"], second]
+        assert scene.told("deleted") == [first["deleted"], last]

@@ -44,6 +44,8 @@ class Point(StrEnum):
 
     EVENT = "after-event"
     """A name is in the queue for a pod's event; nothing of it is written."""
+    UNWRITTEN = "before-intent"
+    """What is to be sent is worked out, and not written down."""
     INTENT = "after-intent"
     """The intent is durable; no byte has left."""
     ANSWER = "after-answer"
@@ -92,7 +94,7 @@ def crashing_run(
 
 
 def main(argv: Sequence[str]) -> None:
-    """Hook, plant and set what the arguments say, then run the tracker."""
+    """Do what the arguments say to this process, then run the tracker in it."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kill")
     parser.add_argument("--set", action="append", default=[])
@@ -129,8 +131,7 @@ def set_constant(path: str, value: float) -> None:
     """Set a number of a module; it must be there, so that a renamed one is not missed."""
     module_name, _, name = path.rpartition(".")
     module = importlib.import_module(module_name)
-    getattr(module, name)
-    setattr(module, name, value)
+    setattr(module, name, type(getattr(module, name))(value))
 
 
 def add_migration() -> None:
@@ -148,6 +149,8 @@ def hook(point: Point, passed: Callable[[], None]) -> None:
     match point:
         case Point.EVENT:
             replace(Delivery, "touch", lambda old: then(old, passed))
+        case Point.UNWRITTEN:
+            replace(SqliteLedger, "put", lambda old: before_intent(old, passed))
         case Point.INTENT:
             replace(SqliteLedger, "put", lambda old: after_intent(old, passed))
         case Point.ANSWER:
@@ -203,6 +206,19 @@ def with_step(
     @functools.wraps(function)
     def hooked(*args: object, **kwargs: object) -> None:
         function(*args, **kwargs | {"on_step": on_step})
+
+    return hooked
+
+
+def before_intent(
+    put: Callable[[SqliteLedger, Entry], Awaitable[None]], passed: Callable[[], None]
+) -> Callable[[SqliteLedger, Entry], Awaitable[None]]:
+    """Return `SqliteLedger.put` with a call before each intent."""
+
+    async def hooked(self: SqliteLedger, entry: Entry) -> None:
+        if entry.state is State.SENDING:
+            passed()
+        await put(self, entry)
 
     return hooked
 

@@ -6,6 +6,7 @@ made. `tests.support.crashing` plants one in its process; nothing of this is eve
 """
 
 import asyncio
+import sys
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any
@@ -16,10 +17,13 @@ from tracker.drift import drift_of
 from tracker.entries import Entry, State
 from tracker.github import GitHub
 from tracker.ledger import SqliteLedger
-from tracker.reconcile import PATIENCE_SECONDS, Absences, Reconciler
+from tracker.reconcile import Absences, Reconciler
 from tracker.records import Record
 
-__all__ = ["Defect", "plant"]
+__all__ = ["COMPARED", "LISTED", "Defect", "plant"]
+
+LISTED = "listed, and what was seen not noted yet"
+COMPARED = "compared"
 
 
 class Defect(StrEnum):
@@ -47,7 +51,7 @@ def plant(defect: Defect) -> None:
         case Defect.EARLY_START:
             _replace(app, "see_everything", _see_nothing)
         case Defect.NO_CONFIRMATION:
-            _replace(Absences, "_confirm", _believe)
+            _replace(Absences, "__init__", _unconfirmed(Absences.__init__))
 
 
 def _replace(owner: object, name: str, value: object) -> None:
@@ -96,23 +100,30 @@ def _retrying_last(send: Callable[..., Any]) -> Callable[..., Any]:
 async def _snapshot_after_list(self: Reconciler) -> None:
     before = self._view.versions()
     listed = await self._pods.list_pods()
-    # Long enough for an event to come: what is a matter of luck is made one of order.
-    deadline = asyncio.get_running_loop().time() + PATIENCE_SECONDS
-    while self._view.versions() == before and asyncio.get_running_loop().time() < deadline:
+    # Until an event comes: what is a matter of luck is made one of order.
+    sys.stderr.write(f"{LISTED}\n")
+    while self._view.versions() == before:  # noqa: ASYNC110 - nothing tells of it
         await asyncio.sleep(0.01)
     for uid in drift_of(self._view.versions(), listed).gone:
         self._view.lose_surely(uid)
     self._view.look_at_all()
     self.passes += 1
+    sys.stderr.write(f"{COMPARED}\n")
 
 
 async def _see_nothing(**_: object) -> None:
     """Stand for `see_everything`."""
 
 
-async def _believe(self: Absences, due: dict[str, Any], _patience: float) -> bool:
-    for name in due:
-        del self._wanted[name]
-        self._confirmed.add(name)
-        self._touch(name)
-    return True
+class _NoList:
+    """Stand for the lists that confirm: whatever is asked, no pod is there."""
+
+    async def pod_uids(self, _namespace: str | None) -> frozenset[str]:
+        return frozenset()
+
+
+def _unconfirmed(init: Callable[..., None]) -> Callable[..., None]:
+    def without_lists(self: Absences, **parts: object) -> None:
+        init(self, **parts | {"lists": _NoList()})
+
+    return without_lists

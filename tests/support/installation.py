@@ -21,7 +21,7 @@ from tests.support.apiclient import MERGE, ApiClient
 from tests.support.checker import Circumstances, Environment, check, report
 from tests.support.controlplane import AuditEntry, ControlPlane
 from tests.support.kubelet import Kubelet, digest_of
-from tests.support.program import ROOT
+from tests.support.program import ROOT, Program
 from tests.support.truthwatch import TruthWatch
 from tracker.sandbox.exchanges import Exchange
 from tracker.sandbox.github import SimulatedGitHub
@@ -122,6 +122,12 @@ class Installation:
         """Create a namespace."""
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         await self.client.call("POST", "/api/v1/namespaces", body)
+
+    async def crash(self, program: Program) -> None:
+        """Kill a program; what GitHub said last it may not have written down."""
+        self.crashes.append(asyncio.get_running_loop().time())
+        program.kill()
+        await program.ended()
 
     async def create_node(self, name: str) -> Json:
         """Create a node, if it is not there yet, and return it."""

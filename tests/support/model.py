@@ -365,6 +365,7 @@ class World:
         )
         if not heard or open_end:
             self.excuses[name] += 1
+            self._effective[name] = record
         if heard and isinstance(answer, Acknowledged) and not self._twins_outlive:
             # Of two requests with the same record the first one lands before the second is heard.
             self.late = [other for other in self.late if other.record != record]
@@ -398,7 +399,8 @@ class World:
     def _check_order(self, record: Record) -> None:
         """Hold a post against the states that were known, none older than the last post's."""
         name = record.deployment_name
-        if record == self._last_posted.get(name):
+        # What is settled is no new state, nor is what GitHub holds after a newer one was refused.
+        if record in {self._last_posted.get(name), self._effective.get(name)}:
             return
         known = self.told[name]
         for index in range(self._posted_at[name], len(known)):
@@ -412,8 +414,10 @@ class World:
         """Hold a decision to decommission against the cluster as it was since the last event."""
         name = record.deployment_name
         now_stands = standing(self.view.values(), name)
-        promise(now_stands.explains(record), "what runs is not decommissioned", record)
-        if not now_stands.held:
+        settles = record == self._effective.get(name) and record.digest not in now_stands.runs
+        kept = settles or now_stands.explains(record)
+        promise(kept, "what runs is not decommissioned", record)
+        if not settles and not now_stands.held:
             since = self._held_since.get(name)
             kept = since is None or since >= self._touched_at[name]
             promise(kept, "nothing is decommissioned while a pod holds it", record)
@@ -440,7 +444,7 @@ class World:
                 promise(deployed is None, "what is gone is decommissioned", name, row, entry)
             elif truth.stands is not None:
                 promise(deployed == truth.stands, "what runs is recorded", name, row, truth, entry)
-            elif truth.known:
+            elif truth.known and (entry is None or entry.in_doubt is None):
                 promise(
                     deployed is None or deployed.digest in truth.runs,
                     "what was replaced is decommissioned",
@@ -494,17 +498,19 @@ class Ledger:
             promise(entry.acknowledged == said, "only what GitHub said counts", entry)
         self.entries[entry.deployment_name] = entry
 
-    def reopen(self, then: Moment, now: Moment) -> None:
-        """Read everything back by the wall clock, as after a stop."""
+    def reopen(self, then: Moment, now: Moment) -> set[str]:
+        """Read everything back by the wall clock, as after a stop; return what is to be settled."""
         for name, entry in self.entries.items():
-            self.entries[name] = replace(
+            times = replace(
                 entry,
                 acknowledged_at=now.to_loop(then.to_wall(entry.acknowledged_at), most=0.0),
                 not_before=now.to_loop(then.to_wall(entry.not_before)),
                 settle_at=now.to_loop(then.to_wall(entry.settle_at)),
             )
+            self.entries[name] = entries.reopen(times, now=now.loop)
         pause = now.to_loop(then.to_wall(self.pause_until), most=MAX_PAUSE_SECONDS)
         self.pause_until = pause or 0.0
+        return {name for name, entry in self.entries.items() if entry.settle_at is not None}
 
 
 @dataclass(slots=True)

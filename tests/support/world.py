@@ -108,6 +108,10 @@ class World:
         """Return where the ledger's file is, or will be."""
         return self.folder / "ledger.db"
 
+    def log_size(self) -> int:
+        """Return the size of the ledger's write-ahead log in bytes."""
+        return Path(f"{self.ledger}-wal").stat().st_size
+
     def environ(self, **more: str) -> dict[str, str]:
         """Return the environment of the program."""
         return {
@@ -129,6 +133,7 @@ class World:
         defect: Defect | None = None,
         next_schema: bool = False,
         cluster: RecordedCluster | None = None,
+        constants: Mapping[str, float] | None = None,
         **environ: str,
     ) -> Program:
         """Return the program, to be started; `cluster` is one that is not this world's own."""
@@ -139,7 +144,7 @@ class World:
             str(kubeconfig),
             *arguments,
             kill=kill,
-            constants=dict(CONSTANTS),
+            constants={**CONSTANTS, **(constants or {})},
             defect=defect,
             next_schema=next_schema,
         )
@@ -186,7 +191,8 @@ class World:
         It is stopped when GitHub agrees with the cluster and a reconcile has found nothing more.
         """
         posts = len(self.github.history)
-        async with self.program(**environ) as program:
+        more: dict[str, Any] = dict(environ)
+        async with self.program(**more) as program:
             await self.agreed()
             passes = program.said.count("reconciled")
             await program.until_said("reconciled", times=max(passes, 1))
@@ -207,14 +213,21 @@ class World:
         found = self.violations(converged=converged)
         assert not found, found
 
-    def violations(self, *, converged: bool = True, claimed: Mapping[str, State] = {}) -> str:  # noqa: B006 - only read
+    def violations(
+        self,
+        *,
+        converged: bool = True,
+        claimed: Mapping[str, State] | None = None,
+        network_seconds: float = 1.0,
+    ) -> str:
         """Return what promises were broken, "" when none was."""
         circumstances = Circumstances(
             environment=Environment("acme", "test", "", "simulated"),
             crashes=tuple(self.crashes),
             crash_window_seconds=10.0,
             reposts=self.reposts,
-            claimed=claimed,
+            claimed=claimed or {},
+            network_seconds=network_seconds,
             converged=converged,
             ended=asyncio.get_running_loop().time(),
         )

@@ -1,0 +1,415 @@
+"""The loop that finds what the watch did not tell, in virtual time, on the inventory itself."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any, Final
+
+import pytest
+
+from tests.support.builders import HASH, TEMPLATE, raw_owner, raw_pod
+from tracker.drift import Listed
+from tracker.errors import ListError
+from tracker.inventory import Inventory
+from tracker.pods import read_pod, read_version
+from tracker.reconcile import (
+    CALM_SECONDS,
+    LAG_SECONDS,
+    MAX_FETCHES,
+    SECOND_LIST_SECONDS,
+    Reconciler,
+)
+
+pytestmark = pytest.mark.looptime
+
+INTERVAL: Final = 300.0
+LIST_TAKES: Final = 0.5
+"""Virtual seconds from the request of a list to its answer."""
+
+Json = dict[str, Any]
+
+
+def now() -> float:
+    """Return the loop's time."""
+    return asyncio.get_running_loop().time()
+
+
+def nothing() -> None:
+    """Happen not."""
+
+
+class ScriptedPods:
+    """An API server: `pods` is what it holds; what happens while it is asked is set by a test."""
+
+    def __init__(self) -> None:
+        self.pods: dict[str, Json] = {}
+        self.lists: list[float] = []
+        self.whole_lists = 0
+        self.fetched: list[str] = []
+        self.failures = 0
+        self.fails_fetches = False
+        self.while_listing: Callable[[], None] = nothing
+        self.while_fetching: Callable[[], None] = nothing
+        self.hidden: list[frozenset[str]] = []
+        """For each list to come, uids that it lacks by mistake."""
+
+    def put(self, uid: str, version: int, **more: Any) -> Json:  # noqa: ANN401 - raw JSON
+        """Hold a pod of a workload of its own, and return it."""
+        body = raw_pod(
+            uid,
+            name=f"{uid}-{HASH}-x",
+            owners=[raw_owner(name=f"{uid}-{HASH}")],
+            resourceVersion=str(version),
+            **more,
+        )
+        self.pods[uid] = body
+        return body
+
+    async def list_pods(self) -> Mapping[str, Listed]:
+        """Return what it held when it was asked."""
+        self.lists.append(now())
+        hidden = self.hidden.pop(0) if self.hidden else frozenset()
+        found = {
+            uid: Listed(
+                namespace=body["metadata"]["namespace"],
+                name=body["metadata"]["name"],
+                version=read_version(body["metadata"]["resourceVersion"]),
+            )
+            for uid, body in self.pods.items()
+            if uid not in hidden
+        }
+        self.while_listing()
+        await asyncio.sleep(LIST_TAKES)
+        if self.failures:
+            self.failures -= 1
+            message = "a list that came to no end"
+            raise ListError(message)
+        return found
+
+    async def fetch_pods(self) -> Sequence[object]:
+        """Return all pods."""
+        self.whole_lists += 1
+        found = list(self.pods.values())
+        self.while_fetching()
+        await asyncio.sleep(LIST_TAKES)
+        return found
+
+    async def fetch_pod(self, namespace: str, name: str) -> object | None:
+        """Return one pod."""
+        self.fetched.append(f"{namespace}/{name}")
+        if self.fails_fetches:
+            message = "no such luck"
+            raise ListError(message)
+        metadata = [(body["metadata"]["name"], body) for body in self.pods.values()]
+        found = next((body for each, body in metadata if each == name), None)
+        self.while_fetching()
+        await asyncio.sleep(LIST_TAKES)
+        return found
+
+
+class ScriptedView:
+    """What was seen, in a real inventory, and what stands: a name for each pod seen once."""
+
+    def __init__(self) -> None:
+        self.inventory = Inventory(template=TEMPLATE)
+        self.names: set[str] = set()
+        self.lost: list[str] = []
+        self.seen_surely: list[str] = []
+        self.looks = 0
+
+    def see(self, raw: object) -> None:
+        """Take what the watch brings."""
+        self.names |= self.inventory.observe(read_pod(raw))
+
+    def versions(self) -> Mapping[str, int]:
+        """Return what the inventory holds."""
+        return self.inventory.versions()
+
+    def standing(self) -> Collection[str]:
+        """Return every name there ever was."""
+        return self.names
+
+    def held(self, *, without: Collection[str] = ()) -> Collection[str]:
+        """Ask the inventory."""
+        return self.inventory.held_names(without=without)
+
+    def see_surely(self, raw: object) -> None:
+        """Take what was fetched."""
+        pod = read_pod(raw)
+        self.seen_surely.append(pod.uid)
+        self.names |= self.inventory.observe(pod, surely=True)
+
+    def lose_surely(self, uid: str) -> None:
+        """Take what is gone."""
+        self.lost.append(uid)
+        self.inventory.remove(uid)
+
+    def look_at_all(self) -> None:
+        """Count."""
+        self.looks += 1
+
+
+class World:
+    """A reconciler between an API server and what was seen of it."""
+
+    def __init__(self) -> None:
+        self.pods = ScriptedPods()
+        self.view = ScriptedView()
+        self.reconciler = Reconciler(
+            pods=self.pods, view=self.view, chance=lambda: 0.5, interval_seconds=INTERVAL
+        )
+
+    def seen(self, uid: str, version: int = 1) -> None:
+        """Let a pod be there, and seen."""
+        self.view.see(self.pods.put(uid, version))
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Let the loop run."""
+        task = asyncio.create_task(self.reconciler.run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+
+
+@pytest.fixture
+def world() -> World:
+    """Give a test a world of its own."""
+    return World()
+
+
+# What is gone.
+
+
+async def test_what_went_unseen_is_lost_and_every_name_looked_at(world: World) -> None:
+    for uid in ("kept", "gone"):
+        world.seen(uid)
+    del world.pods.pods["gone"]
+    await world.reconciler.once()
+    assert world.view.lost == ["gone"]
+    assert world.view.looks == 1
+    assert set(world.view.versions()) == {"kept"}
+
+
+async def test_a_pod_that_is_seen_while_the_list_is_under_way_is_not_taken_for_gone(
+    world: World,
+) -> None:
+    world.seen("kept")
+    # Created after the list was made, and brought by the watch before the list is here.
+    world.pods.while_listing = lambda: world.seen("young", 7)
+    await world.reconciler.once()
+    assert world.view.lost == []
+    assert set(world.view.versions()) == {"kept", "young"}
+
+
+async def test_a_list_that_came_to_no_end_changes_nothing(world: World) -> None:
+    world.seen("kept")
+    world.pods.put("unseen", 5)
+    world.pods.failures = 1
+    with pytest.raises(ListError):
+        await world.reconciler.once()
+    assert (world.view.lost, world.view.seen_surely, world.view.looks) == ([], [], 0)
+    assert world.reconciler.passes == 0
+
+
+async def test_a_pass_over_what_is_in_step_changes_nothing_however_often(world: World) -> None:
+    for number in range(5):
+        world.seen(f"pod-{number}")
+    world.pods.put("unseen", 1)
+    del world.pods.pods["pod-0"]
+    await world.reconciler.once()
+    settled = (dict(world.view.versions()), list(world.view.lost), list(world.view.seen_surely))
+    for _ in range(3):
+        await world.reconciler.once()
+    assert (dict(world.view.versions()), world.view.lost, world.view.seen_surely) == settled
+    assert world.reconciler.passes == 4
+
+
+# A mass.
+
+
+@pytest.mark.parametrize(
+    ("names", "gone", "lists"),
+    [
+        pytest.param(30, 21, 2, id="more-than-half-and-over-20"),
+        pytest.param(40, 20, 1, id="half-and-20"),
+        pytest.param(42, 21, 1, id="over-20-and-half"),
+        pytest.param(20, 20, 1, id="all-of-20"),
+        pytest.param(21, 21, 2, id="all-of-21"),
+    ],
+)
+async def test_a_mass_is_believed_when_a_second_list_agrees(
+    world: World, names: int, gone: int, lists: int
+) -> None:
+    for number in range(names):
+        world.seen(f"pod-{number}")
+    for number in range(gone):
+        del world.pods.pods[f"pod-{number}"]
+    await world.reconciler.once()
+    assert len(world.view.lost) == gone
+    assert len(world.pods.lists) == lists
+    if lists == 2:
+        first, second = world.pods.lists
+        assert second - first >= SECOND_LIST_SECONDS
+
+
+async def test_of_a_mass_only_what_both_lists_lack_is_lost(world: World) -> None:
+    for number in range(30):
+        world.seen(f"pod-{number}")
+    del world.pods.pods["pod-7"]
+    world.pods.hidden = [frozenset(world.pods.pods)]
+    await world.reconciler.once()
+    assert world.view.lost == ["pod-7"]
+
+
+async def test_a_mass_is_not_believed_when_the_second_list_fails(world: World) -> None:
+    for number in range(30):
+        world.seen(f"pod-{number}")
+    world.pods.hidden = [frozenset(world.pods.pods)]
+
+    def fail_next() -> None:
+        world.pods.failures = len(world.pods.lists) - 1
+
+    world.pods.while_listing = fail_next
+    with pytest.raises(ListError):
+        await world.reconciler.once()
+    assert world.view.lost == []
+
+
+async def test_pods_of_names_that_others_hold_are_no_mass(world: World) -> None:
+    """Replicas come and go by hundreds; what is guarded is names."""
+    for number in range(100):
+        body = raw_pod(f"pod-{number}", name=f"web-{HASH}-{number}", resourceVersion="1")
+        world.pods.pods[f"pod-{number}"] = body
+        world.view.see(body)
+    for number in range(99):
+        del world.pods.pods[f"pod-{number}"]
+    await world.reconciler.once()
+    assert len(world.view.lost) == 99
+    assert len(world.pods.lists) == 1
+
+
+# What the watch does not bring.
+
+
+async def test_what_the_watch_brings_in_time_is_not_fetched(world: World) -> None:
+    body = world.pods.put("slow", 5)
+    asyncio.get_running_loop().call_later(LAG_SECONDS - 1, world.view.see, body)
+    await world.reconciler.once()
+    assert world.pods.fetched == []
+    assert world.view.seen_surely == []
+    assert "slow" in world.view.versions()
+
+
+@pytest.mark.parametrize("seen", [None, 3], ids=["never-seen", "seen-older"])
+async def test_what_the_watch_does_not_bring_is_fetched(world: World, seen: int | None) -> None:
+    if seen is not None:
+        world.seen("late", seen)
+    world.pods.put("late", 5)
+    began = now()
+    await world.reconciler.once()
+    assert now() - began >= LAG_SECONDS
+    assert len(world.pods.fetched) == 1
+    assert world.view.versions() == {"late": 5}
+
+
+@pytest.mark.parametrize(
+    ("late", "fetched", "whole_lists"), [(MAX_FETCHES, MAX_FETCHES, 0), (MAX_FETCHES + 1, 0, 1)]
+)
+async def test_many_are_fetched_by_one_list(
+    world: World, late: int, fetched: int, whole_lists: int
+) -> None:
+    for number in range(late):
+        world.pods.put(f"pod-{number}", 5)
+    await world.reconciler.once()
+    assert (len(world.pods.fetched), world.pods.whole_lists) == (fetched, whole_lists)
+    assert len(world.view.versions()) == late
+
+
+async def test_a_pod_that_went_before_it_was_fetched_is_not_seen(world: World) -> None:
+    world.pods.put("brief", 5)
+    asyncio.get_running_loop().call_later(2, world.pods.pods.pop, "brief")
+    await world.reconciler.once()
+    assert len(world.pods.fetched) == 1
+    assert world.view.versions() == {}
+
+
+@pytest.mark.parametrize("others", [0, MAX_FETCHES], ids=["alone", "in-a-list"])
+async def test_what_was_fetched_does_not_undo_what_the_watch_tells_meanwhile(
+    world: World, others: int
+) -> None:
+    """The answer to a fetch may be older than an event that arrives before it."""
+    world.seen("changed", 3)
+    world.seen("deleted", 3)
+    for number in range(others):
+        world.pods.put(f"other-{number}", 4)
+    world.pods.put("changed", 5)
+    world.pods.put("deleted", 5)
+
+    def tell() -> None:
+        world.view.see(world.pods.put("changed", 6))
+        world.view.inventory.remove("deleted")
+        world.pods.pods.pop("deleted", None)
+
+    world.pods.while_fetching = tell
+    await world.reconciler.once()
+    assert world.view.versions().get("changed") == 6
+    assert "deleted" not in world.view.versions()
+    assert len(world.view.versions()) == 1 + others
+
+
+async def test_a_fetch_that_fails_is_made_up_for(world: World) -> None:
+    world.pods.put("late", 5)
+    world.pods.fails_fetches = True
+    with pytest.raises(ListError):
+        await world.reconciler.once()
+    world.pods.fails_fetches = False
+    await world.reconciler.once()
+    assert world.view.versions() == {"late": 5}
+
+
+# When it runs.
+
+
+async def test_it_runs_at_its_interval(world: World) -> None:
+    async with world.running():
+        await asyncio.sleep(3.5 * (INTERVAL + CALM_SECONDS))
+    assert len(world.pods.lists) == 3
+
+
+async def test_requests_are_coalesced_into_one_pass_soon_after(world: World) -> None:
+    async with world.running():
+        for _ in range(20):
+            world.reconciler.request()
+            await asyncio.sleep(CALM_SECONDS / 40)
+        await asyncio.sleep(2 * CALM_SECONDS)
+        assert len(world.pods.lists) == 1
+        assert world.pods.lists[0] <= CALM_SECONDS + 1
+
+
+async def test_a_request_in_the_midst_of_a_pass_has_another_pass(world: World) -> None:
+    async with world.running():
+        world.reconciler.request()
+        await asyncio.sleep(CALM_SECONDS + LIST_TAKES / 2)
+        assert len(world.pods.lists) == 1
+        world.reconciler.request()
+        await asyncio.sleep(2 * CALM_SECONDS)
+    assert len(world.pods.lists) == 2
+
+
+async def test_while_lists_fail_it_asks_seldom_and_then_goes_on(world: World) -> None:
+    world.seen("kept")
+    world.seen("gone")
+    del world.pods.pods["gone"]
+    world.pods.failures = 10**6
+    async with world.running():
+        world.reconciler.request()
+        await asyncio.sleep(600)
+        assert len(world.pods.lists) <= 600 / CALM_SECONDS
+        assert world.view.lost == []
+        world.pods.failures = 0
+        await asyncio.sleep(60)
+    assert world.view.lost == ["gone"]
