@@ -7,20 +7,33 @@ would notice them. `HYPOTHESIS_PROFILE=random` searches longer, and elsewhere in
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, TypeVar
 
-from hypothesis import Phase, settings
+import pytest
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from tests.support.builders import digest, image, workload
-from tests.support.model import Ledger, Outcome, Stage, Tracker, World
+from tests.support.model import Broken, Ledger, Outcome, Tracker, World
+from tracker import entries
+from tracker.answers import Acknowledged, Answer, Failed, Limited
+from tracker.entries import Entry, Send, State, Step
 from tracker.images import Image, SkipReason
+from tracker.inventory import Judgement
 from tracker.ledger_schema import Moment
+from tracker.records import Record
 from tracker.workloads import Workload
 
-DEPLOYMENTS: Final = (workload("web"), workload("api"))
+WEB, API = DEPLOYMENTS = workload("web"), workload("api")
 JOB: Final = workload("import", kind="Job")
 WORKLOADS: Final = st.sampled_from([DEPLOYMENTS[0], DEPLOYMENTS[0], DEPLOYMENTS[1], JOB])
 IMAGES: Final = st.sampled_from([*map(image, "abc"), image("a", version="v2"), SkipReason.NO_DIGEST])
@@ -30,6 +43,9 @@ FATES: Final = ("start", "start", "terminate", "delete", "delete", "Succeeded", 
 PICK: Final = st.integers(0, 5)
 WAITS: Final = st.sampled_from([0.0, 6.0, 6.0, 61.0, 130.0])
 WORKERS: Final = 3
+EXAMPLES: Final = 150
+OK, LATE, HANG = Outcome.ACKNOWLEDGED, Outcome.RESET_AND_LATE, Outcome.HANG_AND_LATE
+LIMITED: Final = Outcome.LIMITED_FOR_SECONDS
 MANY_PODS: Final = 8
 SETTLED_SECONDS: Final = 2 * 3600.0
 REFUSED_SECONDS: Final = 60 * 3600.0
@@ -257,7 +273,6 @@ class Model(RuleBasedStateMachine):
         # A limit's end is kept as a wall time: nothing else can be known after a stop.
         world.limited_until = min(world.limited_until, self.ledger.pause_until)
         self.tracker = Tracker(world, self.ledger, workers=WORKERS)
-        world.connect()
 
     # What must always hold.
 
@@ -291,8 +306,210 @@ class Model(RuleBasedStateMachine):
         assert self.world.posts == posts, "a restart without change posts nothing"
 
 
+IN_CI: Final = os.environ.get("HYPOTHESIS_PROFILE", "ci") == "ci"
 TestModel = Model.TestCase
 TestModel.settings = settings(
-    max_examples=150 if os.environ.get("HYPOTHESIS_PROFILE", "ci") == "ci" else 3000,
-    stateful_step_count=50,
+    max_examples=EXAMPLES if IN_CI else 40 * EXAMPLES,
+    stateful_step_count=30,
+    suppress_health_check=list(HealthCheck),
 )
+
+
+# What it found once: each sequence is the shortest that broke a promise.
+
+
+def test_a_decommission_with_an_open_end_is_asked_for_again() -> None:
+    """Once, it was given up while other pods held the name, and a late post stood for ever."""
+    model = Model()
+    model.a_pod_comes(
+        owner=WEB, spec=image("b"), started=True, course=[(Outcome.RESET_AND_LATE, 61.0)]
+    )
+    model.a_pod_is_patched_in_place(
+        number=0,
+        spec=SkipReason.NO_DIGEST,
+        course=[(Outcome.ERROR_AFTER_ALL, 6.0), (Outcome.ERROR_AFTER_ALL, 6.0)],
+    )
+    model.teardown()
+
+
+def test_of_two_open_posts_the_first_is_not_forgotten() -> None:
+    """Once, only one was remembered, and the other landed unnoticed after the rollback."""
+    model = Model()
+    model.a_workload_rolls_out(owner=WEB, specs=[image("b")], course=[(HANG, 0.0), (OK, 61.0)])
+    model.a_workload_rolls_out(owner=WEB, specs=[image("a")], course=[(HANG, 0.0), (OK, 67.0)])
+    model.a_worker_goes_on(number=0, outcome=Outcome.LIMITED_FOR_SECONDS, steps=5)
+    model.a_workload_rolls_out(owner=WEB, specs=[image("b")], course=[])
+    model.teardown()
+
+
+def test_an_open_post_before_an_open_decommission_is_not_forgotten() -> None:
+    model = Model()
+    model.world.known.add(digest("c"))
+    model.a_workload_rolls_out(owner=WEB, specs=[image("a")], course=[(OK, 0.0)])
+    model.a_workload_is_deleted(owner=WEB, course=[(OK, 6.0), (OK, 6.0)])
+    model.a_workload_rolls_out(owner=WEB, specs=[image("a")], course=[(LATE, 0.0)])
+    model.world.rejected.add(digest("b"))
+    model.a_workload_rolls_out(owner=WEB, specs=[image("b")], course=[(OK, 6.0), (LATE, 6.0)])
+    model.a_workload_is_deleted(owner=WEB, course=[(OK, 6.0), (OK, 6.0)])
+    model.teardown()
+
+
+def test_what_is_to_be_settled_does_not_take_turns_with_what_is_refused() -> None:
+    """Once, three refused records sent each other off without a wait between them."""
+    model = Model()
+    model.a_pod_comes(
+        owner=WEB, spec=image("a"), started=True, course=[(HANG, 6.0), (OK, 61.0), (OK, 6.0)]
+    )
+    model.a_pod_is_patched_in_place(number=0, spec=image("a", version="v2"), course=[(OK, 6.0)])
+    model.world.rejected.add(digest("a"))
+    model.a_pod_is_patched_in_place(number=0, spec=image("c"), course=[])
+    model.teardown()
+
+
+def test_a_digest_that_runs_again_is_not_decommissioned_once_more() -> None:
+    """Once, the settling of its decommission came although its new record was only parked."""
+    model = Model()
+    model.a_pod_comes(
+        owner=WEB, spec=image("a", version="v2"), started=True, course=[(Outcome.RESET, 130.0)]
+    )
+    model.a_pod_is_patched_in_place(
+        number=0, spec=SkipReason.NO_DIGEST, course=[(OK, 6.0), (OK, 61.0)]
+    )
+    model.a_pod_is_patched_in_place(
+        number=0, spec=image("a"), course=[(Outcome.INVALID, 130.0), (OK, 0.0)]
+    )
+    model.teardown()
+
+
+@pytest.mark.parametrize("jump", [-86_400.0, 86_400.0])
+@pytest.mark.parametrize("outcome", [LIMITED, LATE])
+def test_a_clock_that_was_set_meanwhile_holds_no_name_back(outcome: Outcome, jump: float) -> None:
+    """Once, a wait of seconds became one of a day when the clock was set back before a restart."""
+    model = Model()
+    model.a_workload_rolls_out(owner=WEB, specs=[image("a")], course=[(outcome, 6.0)])
+    model.the_process_is_killed_or_starts(jump=jump, at_once=True)
+    model.a_workload_rolls_out(owner=WEB, specs=[image("b")], course=[])
+    model.teardown()
+
+
+# Defects, planted to show that the model notices them.
+
+
+def acknowledge_at_once(patch: pytest.MonkeyPatch) -> None:
+    conclude = entries.conclude
+
+    def defect(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entry:
+        lost = isinstance(answer, Failed) and answer.landed
+        return conclude(entry, Acknowledged() if lost else answer, now=now, chance=chance)
+
+    patch.setattr(entries, "conclude", defect)
+
+
+def skip_the_intent(patch: pytest.MonkeyPatch) -> None:
+    put = Ledger.put
+
+    def defect(ledger: Ledger, entry: Entry, *, said: Record | None) -> None:
+        if entry.state is not State.SENDING:
+            put(ledger, entry, said=said)
+
+    patch.setattr(Ledger, "put", defect)
+
+
+def note_what_was_seen_after_the_list(patch: pytest.MonkeyPatch) -> None:
+    mend = Tracker.mend
+
+    def defect(tracker: Tracker) -> None:
+        tracker.take_snapshot()
+        mend(tracker)
+
+    patch.setattr(Tracker, "mend", defect)
+
+
+def retry_the_older_state(patch: pytest.MonkeyPatch) -> None:
+    next_step = entries.next_step
+
+    def defect(
+        judgement: Judgement, entry: Entry | None, *, absence_confirmed: bool, now: float
+    ) -> Step:
+        step = next_step(judgement, entry, absence_confirmed=absence_confirmed, now=now)
+        if isinstance(step, Send) and entry is not None and entry.unsettled is not None:
+            return replace(step, record=entry.unsettled)
+        return step
+
+    patch.setattr(entries, "next_step", defect)
+
+
+def send_before_the_gate(patch: pytest.MonkeyPatch) -> None:
+    begin = Tracker.begin
+
+    def defect(tracker: Tracker) -> None:
+        begin(tracker)
+        tracker.gate_open = True
+
+    patch.setattr(Tracker, "begin", defect)
+
+
+def forget_an_open_send(patch: pytest.MonkeyPatch) -> None:
+    conclude = entries.conclude
+
+    def defect(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entry:
+        if isinstance(answer, Failed):
+            answer = replace(answer, landed=False)
+            entry = replace(entry, unsettled=None)
+        return conclude(entry, answer, now=now, chance=chance)
+
+    patch.setattr(entries, "conclude", defect)
+
+
+def believe_the_pods_alone(patch: pytest.MonkeyPatch) -> None:
+    confirm = Tracker.confirm_absences
+
+    def defect(tracker: Tracker) -> None:
+        if tracker.confirming is not None:
+            tracker.confirming = set(), tracker.confirming[1]
+        confirm(tracker)
+
+    patch.setattr(Tracker, "confirm_absences", defect)
+
+
+def drop_what_is_limited(patch: pytest.MonkeyPatch) -> None:
+    conclude = entries.conclude
+
+    def defect(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entry:
+        concluded = conclude(entry, answer, now=now, chance=chance)
+        limited = isinstance(answer, Limited)
+        return replace(concluded, not_before=now + 1e9) if limited else concluded
+
+    patch.setattr(entries, "conclude", defect)
+
+
+@pytest.mark.parametrize(
+    "plant",
+    [
+        acknowledge_at_once,
+        skip_the_intent,
+        note_what_was_seen_after_the_list,
+        retry_the_older_state,
+        send_before_the_gate,
+        forget_an_open_send,
+        believe_the_pods_alone,
+        drop_what_is_limited,
+    ],
+)
+def test_the_model_notices_a_planted_defect(
+    plant: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plant(monkeypatch)
+    with pytest.raises(Broken):
+        run_state_machine_as_test(
+            Model,
+            settings=settings(
+                max_examples=20 * EXAMPLES,
+                stateful_step_count=30,
+                phases=[Phase.generate],
+                derandomize=True,
+                database=None,
+                report_multiple_bugs=False,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )

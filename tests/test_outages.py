@@ -487,7 +487,7 @@ OUTAGES: Final[Mapping[str, Outage]] = {
     "stray-401-for-list": answering(Refuse(code=401), match=LIST, times=2),
     "token-rotated": rotated,
     "token-file-empty": emptied,
-    "watch-ends-at-once": answering(EndStream(), match=WATCH, hits=4, compact=False),
+    "watch-ends-at-once": answering(EndStream(), match=WATCH, hits=11, compact=False),
     "half-open": frozen,
     "slow-list": answering(Drip(size=1, every_seconds=0.5), match=LIST, times=3),
     "told-to-wait": told_to_wait,

@@ -323,10 +323,8 @@ async def test_on_a_full_disk_nothing_is_sent_that_was_not_written(world: World)
     async with world.program() as program:
         await world.agreed()
         await program.until_said("reconciled")
-        size = Path(f"{world.ledger}-wal").stat().st_size
-        _, hard = resource.prlimit(
-            program.pid, resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY)
-        )
+        limit = (world.log_size(), resource.RLIM_INFINITY)
+        _, hard = resource.prlimit(program.pid, resource.RLIMIT_FSIZE, limit)
         world.run("new", "newer")
         world.end("before")
         await program.until_said("could not be written")

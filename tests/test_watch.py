@@ -20,6 +20,7 @@ import pytest
 
 import tracker.main
 from tests.support.builders import TEMPLATE, raw_pod
+from tracker.cluster import Cluster
 from tracker.inventory import Inventory
 from tracker.pods import read_pod
 from tracker.sandbox.cluster import SimulatedCluster
@@ -138,6 +139,48 @@ async def test_a_pulse_is_lost_when_the_next_sign_of_life_is_overdue(
         loop.call_later(at, getattr(pulse, sign))
     await pulse.lost()
     assert loop.time() - began == pytest.approx(lost_at)
+
+
+# The requests of who watches.
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [
+        pytest.param({"limit": "500"}, 0.1 + 0.2 + 0.4 + 0.4, id="lists-more-and-more"),
+        pytest.param({"watch": "true", "timeoutSeconds": "0"}, 4 * 0.1, id="watches"),
+    ],
+)
+async def test_requests_that_follow_each_other_at_once_are_spaced_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, query: dict[str, str], seconds: float
+) -> None:
+    monkeypatch.setattr("tracker.cluster.APART_SECONDS", 0.1)
+    monkeypatch.setattr("tracker.cluster.MAX_APART_SECONDS", 0.4)
+    told: list[str] = []
+    async with (
+        SimulatedCluster() as cluster,
+        Cluster(
+            kubeconfig=cluster.write_kubeconfig(tmp_path / "kubeconfig"),
+            environ={},
+            namespace="",
+            user_agent="test",
+        ) as ours,
+    ):
+        connection = await ours.connect(
+            on_list=lambda: told.append("list"),
+            on_page=lambda: told.append("page"),
+            on_watch=lambda: told.append("watch"),
+        )
+        began = asyncio.get_running_loop().time()
+        async with connection.session as session:
+            for _ in range(5):
+                url = f"{connection.server}/api/v1/pods"
+                async with session.get(url, params=query) as response:
+                    assert response.status == 200
+                    await response.read()
+        # At least: that is what the spaces add up to, however slow the machine is.
+        assert asyncio.get_running_loop().time() - began >= seconds - 0.01
+    assert told == (["watch"] if "watch" in query else ["page", "list"]) * 5
 
 
 # The whole of it.

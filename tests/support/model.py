@@ -543,7 +543,12 @@ class Tracker:
         self.listed: dict[str, Listed] | None = None
         self.reconcile_requested = False
         self.streak = 0
-        world.view = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Begin with nothing seen, and a watch that brings all there is."""
+        self.world.view = {}
+        self.world.connect()
 
     # What the watch tells.
 
