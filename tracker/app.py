@@ -28,7 +28,7 @@ from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
 from tracker.pods import read_pod
-from tracker.reconcile import Absences, Reconciler, Sightings, see_everything
+from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
 
@@ -170,8 +170,14 @@ class Tracker:
             self._delivery.touch(entry.deployment_name)
         for name in self.inventory.names():
             self._delivery.touch(name)
-        for entry in self._to_repost(entries):
-            self._delivery.repost(entry.deployment_name)
+        due = to_repost(
+            entries,
+            now=asyncio.get_running_loop().time(),
+            interval_seconds=self.settings.resync_interval.total_seconds(),
+            pass_seconds=self.settings.reconcile_interval.total_seconds(),
+        )
+        for name in due:
+            self._delivery.repost(name)
 
     # Its life.
 
@@ -257,7 +263,9 @@ class Tracker:
 
     def _see(self, raw: object, *, surely: bool) -> None:
         pod = read_pod(raw, excluded_namespaces=self.settings.exclude_namespaces)
-        if not pod.uid or (pod.uid in self._gone and not surely):
+        if surely:
+            self._gone.pop(pod.uid, None)
+        if not pod.uid or pod.uid in self._gone:
             return
         self._change(pod.uid, self.inventory.observe(pod, surely=surely))
 
@@ -292,19 +300,6 @@ class Tracker:
                 example=entry.deployment_name,
             )
         return covered
-
-    def _to_repost(self, entries: list[Entry]) -> list[Entry]:
-        """Return the oldest of what was acknowledged a resync interval ago, a share of all."""
-        interval = self.settings.resync_interval.total_seconds()
-        oldest = asyncio.get_running_loop().time() - interval
-        due = [
-            entry
-            for entry in entries
-            if entry.acknowledged_at is not None and entry.acknowledged_at <= oldest
-        ]
-        share = 2 * len(entries) * self.settings.reconcile_interval.total_seconds() / interval
-        due.sort(key=lambda entry: entry.acknowledged_at or 0.0)
-        return due[: 1 + round(share)]
 
 
 @asynccontextmanager

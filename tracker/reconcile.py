@@ -24,10 +24,20 @@ import structlog
 
 from tracker.backoff import delay_after
 from tracker.drift import Listed, drift_of, is_mass
+from tracker.entries import Entry
 from tracker.errors import ListError
 from tracker.workloads import Workload
 
-__all__ = ["Absences", "Lists", "Pods", "Reconciler", "Sightings", "View", "see_everything"]
+__all__ = [
+    "Absences",
+    "Lists",
+    "Pods",
+    "Reconciler",
+    "Sightings",
+    "View",
+    "see_everything",
+    "to_repost",
+]
 
 PATIENCE_SECONDS = 1.0
 """How long the watch may bring nothing of what a list holds before the list is asked for again."""
@@ -460,6 +470,24 @@ class Reconciler:
     def _behind(self, listed: Mapping[str, Listed], uids: Iterable[str]) -> frozenset[str]:
         seen = self._view.versions()
         return frozenset(uid for uid in uids if seen.get(uid, -1) < listed[uid].version)
+
+
+def to_repost(
+    entries: Collection[Entry], *, now: float, interval_seconds: float, pass_seconds: float
+) -> list[str]:
+    """
+    Return the names whose record was acknowledged a resync interval ago or longer, oldest first.
+
+    What GitHub lost or changed can only be found by posting it again. After a first start all are
+    due at once, so each pass takes a share that has all of them posted in half of the interval.
+    """
+    due = [
+        (entry.acknowledged_at, entry.deployment_name)
+        for entry in entries
+        if entry.acknowledged_at is not None and entry.acknowledged_at <= now - interval_seconds
+    ]
+    share = 1 + round(2 * len(entries) * pass_seconds / interval_seconds)
+    return [name for _, name in sorted(due)[:share]]
 
 
 def _uid_of(raw: object) -> str:

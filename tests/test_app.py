@@ -1,0 +1,113 @@
+"""What the tracker makes of what it is told, before anything is sent."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.support.builders import raw_pod as raw
+from tests.support.builders import record, workload
+from tracker.app import Tracker
+from tracker.cluster import Cluster
+from tracker.entries import Entry
+from tracker.github import GitHub
+from tracker.ledger import MemoryLedger
+from tracker.reconcile import to_repost
+from tracker.records import Scope
+from tracker.settings import Settings
+
+DAY = 24 * 3600.0
+
+
+async def tracker_with(ledger: MemoryLedger, **settings: object) -> Tracker:
+    """Return a tracker whose tasks do not run."""
+    given = Settings.model_validate({"org": "acme", **settings})
+    scope = Scope(org="acme", logical_environment="", physical_environment="", cluster="")
+    return Tracker(
+        settings=given,
+        cluster=Cluster(
+            kubeconfig=Path("/nowhere"), environ={}, namespace=given.namespace, user_agent="test"
+        ),
+        github=GitHub(base_url=given.base_url, scope=scope, token="", user_agent="test"),
+        ledger=ledger,
+        stdout=io.StringIO(),
+        foreign=False,
+        fingerprint="this",
+    )
+
+
+async def test_a_pod_that_a_list_showed_to_be_gone_is_not_revived_by_a_late_event() -> None:
+    tracker = await tracker_with(MemoryLedger())
+    pod = raw()
+    uid = pod["metadata"]["uid"]
+    tracker.see(pod)
+    assert uid in tracker.inventory
+    tracker.lose_surely(uid)
+    tracker.see(pod)
+    assert uid not in tracker.inventory
+
+
+async def test_a_pod_that_was_fetched_is_there_whatever_a_list_showed() -> None:
+    """One bad list must not make its events count for nothing for ten minutes."""
+    tracker = await tracker_with(MemoryLedger())
+    pod = raw()
+    uid = pod["metadata"]["uid"]
+    tracker.see(pod)
+    tracker.lose_surely(uid)
+    tracker.see_surely(pod)
+    assert uid in tracker.inventory
+    tracker.lose(uid)
+    tracker.see(pod)
+    assert uid in tracker.inventory
+
+
+@pytest.mark.parametrize(
+    ("watched", "standing"),
+    [pytest.param("", {"a/x/c", "b/x/c"}, id="all"), pytest.param("a", {"a/x/c"}, id="one")],
+)
+async def test_a_list_speaks_only_about_names_of_namespaces_it_covers(
+    watched: str, standing: set[str]
+) -> None:
+    ledger = MemoryLedger()
+    for namespace in "ab":
+        name = f"{namespace}/x/c"
+        await ledger.put(
+            Entry(
+                deployment_name=name,
+                workload=workload("x", namespace=namespace),
+                container="c",
+                acknowledged=record("a", name=name),
+            )
+        )
+    tracker = await tracker_with(ledger, namespace=watched)
+    assert set(tracker.standing()) == standing
+
+
+def entry_of(name: str, acknowledged_at: float | None) -> Entry:
+    """Return an entry that was acknowledged then."""
+    return Entry(
+        deployment_name=name,
+        workload=workload("x"),
+        container="c",
+        acknowledged=record("a", name=name),
+        acknowledged_at=acknowledged_at,
+    )
+
+
+def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger() -> None:
+    entries = [entry_of("old", 0.0), entry_of("young", 10.0), entry_of("never", None)]
+    due = to_repost(entries, now=DAY + 5.0, interval_seconds=DAY, pass_seconds=300.0)
+    assert due == ["old"]
+
+
+def test_posting_everything_again_is_spread_over_the_passes_of_half_an_interval() -> None:
+    entries = {f"name-{index:04}": entry_of(f"name-{index:04}", 0.0) for index in range(2000)}
+    posted = []
+    for number in range(144):
+        now = DAY + 300.0 * number
+        due = to_repost(entries.values(), now=now, interval_seconds=DAY, pass_seconds=300.0)
+        assert len(due) <= 15
+        posted += due
+        entries |= {name: replace(entries[name], acknowledged_at=now) for name in due}
+    assert sorted(posted) == sorted(entries)
