@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint types e2e run bench docs lock clean
+.PHONY: help demo test faults torture check fmt lint types e2e run bench docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,9 +17,15 @@ demo: $(VENV)/.run ## the whole job against a simulated cluster and GitHub (ARGS
 	@$(BIN)/python -m tracker demo $(ARGS)
 
 test: $(VENV)/.dev ## the tests that need nothing but this machine (ARGS='-k name')
-	@$(BIN)/python -m pytest -q -m 'not e2e' $(ARGS)
+	@$(BIN)/python -m pytest -q -m 'not e2e and not faults' $(ARGS)
 
-check: lint types test e2e ## exactly what CI runs
+faults: $(VENV)/.dev ## the whole program under outages, kills and restarts: minutes
+	@$(BIN)/python -m pytest -q -m faults $(ARGS)
+
+torture: $(VENV)/.dev ## 500 kills at named points and at random (ARGS='--rounds 100 --seed 7')
+	@$(BIN)/python -m tests.torture $(ARGS)
+
+check: lint types test faults e2e ## exactly what CI runs
 
 lint: $(VENV)/.dev ## rules, format, layers, spelling
 	@$(BIN)/ruff check --quiet && $(BIN)/ruff format --quiet --check && echo 'lint: ok'

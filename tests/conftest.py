@@ -58,6 +58,24 @@ def pytest_configure() -> None:
     asyncio.set_event_loop(None)
 
 
+FAULTS = frozenset(
+    {
+        "test_outages.py",
+        "test_planted.py",
+        "test_program_watch.py",
+        "test_restart.py",
+        "test_torture.py",
+    }
+)
+"""Files that run the whole program under faults, again and again."""
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Mark what takes minutes."""
+    if item.path.name in FAULTS and item.path.parent.name == "tests":
+        item.add_marker(pytest.mark.faults)
+
+
 @pytest.hookimpl(trylast=True)  # when a folder's own conftest has set its marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what needs a control plane where there is none."""

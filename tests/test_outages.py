@@ -237,7 +237,13 @@ class Interloper:
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.create_task(self._serve(reader, writer))
         self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+
+        def end(task: "asyncio.Task[None]") -> None:
+            # Here and not in the task, which may be cancelled before its first step.
+            self._connections.discard(task)
+            writer.close()
+
+        task.add_done_callback(end)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -251,8 +257,6 @@ class Interloper:
                 await writer.drain()
         except (OSError, asyncio.CancelledError):
             writer.transport.abort()
-        finally:
-            writer.close()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         host, port = self._cluster.url.removeprefix("http://").split(":")
@@ -264,10 +268,10 @@ class Interloper:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            back.close()
             for way in ways:
                 way.cancel()
             await asyncio.gather(*ways, return_exceptions=True)
-            back.close()
 
 
 async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

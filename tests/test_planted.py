@@ -18,6 +18,8 @@ from tracker.sandbox.outages import Hang, Match
 from tracker.sandbox.script import drops, hangs
 from tracker.sandbox.stage import digest_of
 
+pytestmark = pytest.mark.timeout(150)  # several starts each; they are slow on a busy machine
+
 IN_STEP = "in step with the cluster"
 
 
@@ -65,7 +67,7 @@ async def kill_in_flight_and_delete(world: World, defect: Defect | None) -> str:
     held = world.github.script(hangs(applied=True), times=1)
     world.run("web")
     async with world.program(defect=defect) as program:
-        await world.github.until(lambda: bool(held.used))
+        await world.met(held)
         await world.killed(program)
     world.end("web")
     async with world.program(defect=defect) as program:
@@ -101,7 +103,7 @@ async def roll_out_over_a_failure(world: World, defect: Defect | None) -> str:
     failing = world.github.script(drops(applied=False), match=of("web", "1"))
     world.run("web")
     async with world.program(defect=defect) as program:
-        await world.github.until(lambda: bool(failing.used))
+        await world.met(failing)
         world.roll_out("web", "1", "2")
         await world.told("web", "2")
         await calm(world, defect)
@@ -119,9 +121,9 @@ async def start_in_mid_rollout(world: World, defect: Defect | None) -> str:
     second_page = world.cluster.inject(Hang(), match=pages, times=1)
     one_by_one = {"tracker.watch.CHUNK": 1}
     async with world.program(defect=defect, constants=one_by_one) as program:
-        await world.cluster.until(lambda: second_page.hits == 1)
+        await world.cluster.until(lambda: second_page.hits == 1, within=20)
         if defect is not None:
-            await world.github.until(lambda: len(world.github.history) > posts)
+            await world.github.until(lambda: len(world.github.history) > posts, within=20)
         world.cluster.heal()
         await program.until_said(IN_STEP)
         await calm(world, defect)
@@ -142,7 +144,7 @@ async def replace_a_pod_behind_a_silent_watch(world: World, defect: Defect | Non
         assert world.cluster.freeze_watches() == 1
         world.cluster.create(pod("web", number=1))
         if defect is None:
-            await world.cluster.until(lambda: pod_lists(world) > lists)
+            await world.cluster.until(lambda: pod_lists(world) > lists, within=20)
         else:
             await world.told("web", status="decommissioned")
         world.cluster.freeze_watches(frozen=False)

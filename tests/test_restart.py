@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
-from typing import Final
 
 import pytest
 
@@ -23,7 +22,7 @@ from tracker.sandbox.script import delays, hangs, lands_late
 from tracker.sandbox.stage import digest_of
 from tracker.sandbox.truth import Scope
 
-IN_STEP: Final = "in step with the cluster"
+pytestmark = pytest.mark.timeout(150)  # several starts each; they are slow on a busy machine
 
 
 @pytest.fixture
@@ -110,7 +109,7 @@ async def test_a_stop_leaves_the_rest_for_the_next_start_which_posts_each_once(
     assert 10 <= before < names / 2
     cut = [post for post in world.github.history if post.gone is not None]
     slow.stop()
-    posts = await world.visit(LOG_LEVEL="debug")
+    posts = await world.visit(least=names - before + len(cut))
     assert len(posts) - (names - before) == len(cut) <= 2
     world.judge()
 
@@ -119,9 +118,9 @@ async def test_a_second_signal_ends_it_at_once_and_the_ledger_is_whole(world: Wo
     held = world.github.script(hangs())
     world.run("first", "second", "third")
     async with world.program(DRAIN_TIMEOUT="1h") as program:
-        await world.github.until(lambda: len(held.used) == 2)
+        await world.met(held, 2)
         program.terminate()
-        await world.cluster.until(lambda: world.cluster.watches == 0)
+        await world.cluster.until(lambda: world.cluster.watches == 0, within=20)
         program.send(signal.SIGINT)
         assert await program.ended() == 1
         assert "Traceback" not in program.said
@@ -141,7 +140,7 @@ async def test_what_lands_late_after_a_restart_is_overwritten(world: World) -> N
     world.run("web")
     late = world.github.script(lands_late(), times=1)
     async with world.program() as program:
-        await world.github.until(lambda: bool(late.used))
+        await world.met(late)
         await world.killed(program)
     world.roll_out("web", "1", "2")
     async with world.program() as program:
@@ -161,7 +160,7 @@ async def test_what_lands_after_its_workload_went_is_overwritten(world: World) -
     world.run("web")
     late = world.github.script(lands_late(), times=1)
     async with world.program() as program:
-        await world.github.until(lambda: bool(late.used))
+        await world.met(late)
         await world.killed(program)
     world.end("web")
     async with world.program() as program:
@@ -179,7 +178,7 @@ async def test_a_wait_to_settle_outlasts_a_restart(world: World) -> None:
     world.run("web")
     late = world.github.script(lands_late(), times=1)
     async with world.program() as program:
-        await world.github.until(lambda: bool(late.used))
+        await world.met(late)
         await world.killed(program)
     world.roll_out("web", "1", "2")
     async with world.program() as program:
@@ -195,7 +194,7 @@ async def test_open_outcomes_of_before_are_settled_first(world: World) -> None:
     world.run("zz")
     held = world.github.script(hangs(), times=1)
     async with world.program() as program:
-        await world.github.until(lambda: bool(held.used))
+        await world.met(held)
         await world.killed(program)
     held.release()
     world.run("aa", "bb", "cc", "dd", "ee")
@@ -279,7 +278,7 @@ async def test_without_its_ledger_it_posts_all_that_runs_and_decommissions_nothi
     world.end("down")
     posts = len(world.github.history)
     async with world.program() as program:
-        await world.github.until(lambda: len(world.github.history) == posts + 2)
+        await world.github.until(lambda: len(world.github.history) == posts + 2, within=20)
         await program.until_said("reconciled")
         assert await program.stopped() == 0
     assert states(world.github.history[posts:]) == sorted([deployed("web"), deployed("api")])
@@ -366,7 +365,7 @@ async def test_under_another_identity_it_starts_clean_and_leaves_old_records(wor
     held = {row.identity: (row.status, row.digest) for row in world.github.table}
     posts = len(world.github.history)
     async with world.program(CLUSTER="renamed") as program:
-        await world.github.until(lambda: len(world.github.history) == posts + 1)
+        await world.github.until(lambda: len(world.github.history) == posts + 1, within=20)
         await program.until_said("reconciled")
         assert await program.stopped() == 0
         told = [line for line in program.stderr if "another organisation, environment" in line]
@@ -416,14 +415,7 @@ async def test_namespaces_that_are_newly_left_out_are_decommissioned(world: Worl
     "others",
     [
         pytest.param(1, id="smaller"),
-        pytest.param(
-            4,
-            id="larger",
-            marks=pytest.mark.xfail(
-                reason="what it posts there itself counts as standing, too",
-                raises=AssertionError,
-            ),
-        ),
+        pytest.param(4, id="larger"),  # what is posted from there stands in the ledger, too
     ],
 )
 async def test_behind_the_ledger_of_another_cluster_nothing_is_taken_for_gone(

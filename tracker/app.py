@@ -225,8 +225,9 @@ class Tracker:
         await see_everything(lists=self.cluster, sightings=self._sightings, chance=self._chance)
         standing = frozenset(self.standing())
         absent = standing - frozenset(self.held())
-        if 2 * len(absent) <= len(standing):
-            # Most of what stands runs here: its address or CA may have changed, the cluster not.
+        if not absent:
+            # All that stands runs here: its address or CA may have changed, the cluster not. Not
+            # so with most of it: what was posted from here since stands in the ledger, too.
             self._foreign = False
         if not self._foreign:
             await self._adopt()

@@ -231,7 +231,8 @@ def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entr
             )
         case NotFound():
             state, until = State.NOT_FOUND, now + _not_found_delay(entry.attempts, chance)
-            nothing_held = entry.acknowledged is None
+            # With a time to settle at, another record may have landed than the one to take back.
+            nothing_held = entry.acknowledged is None and entry.settle_at is None
             if nothing_held and entry.sent and entry.sent.status is Status.DECOMMISSIONED:
                 # GitHub never held it: there is nothing to take back.
                 return replace(entry, sent=None, state=State.CLEAN, not_before=None, unsettled=None)

@@ -14,7 +14,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tracker.entries import Entry, State
+from tracker.entries import Entry, State, reopen
 from tracker.images import Digest
 from tracker.records import Record, Status
 from tracker.workloads import Workload
@@ -296,7 +296,7 @@ def entry_row(identity_id: int, entry: Entry, now: Moment) -> tuple[Value, ...]:
 
 
 def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
-    """Return an entry and its time of writing from a row of `_SELECT_ENTRIES`."""
+    """Return an entry as it counts after a stop, and when it was written, from a row."""
     texts = [str(value) for value in row[:6]]
     acknowledged, acknowledged_at, sent, state, reason, attempts = row[6:12]
     not_before, unsettled, settle_at, refused, written_at = row[12:]
@@ -315,7 +315,7 @@ def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
         settle_at=now.to_loop(_number(settle_at)),
         refused=_record(refused),
     )
-    return entry, _number(written_at) or 0.0
+    return reopen(entry, now=now.loop), _number(written_at) or 0.0
 
 
 def _number(value: object) -> float | None:

@@ -21,6 +21,7 @@ from tests.support.defects import Defect
 from tests.support.program import Program
 from tracker.sandbox.exchanges import Exchange
 from tracker.sandbox.github import SimulatedGitHub
+from tracker.sandbox.script import Script
 from tracker.sandbox.stage import digest_of
 from tracker.sandbox.truth import Scope, compare
 
@@ -35,7 +36,8 @@ CONSTANTS: Final[Mapping[str, float]] = {
     "tracker.delivery.LEDGER_RETRY_SECONDS": 0.2,
 }
 """What the tests shorten: they wait for what happens then, not for the time to pass."""
-CONVERGED_SECONDS: Final = 20.0
+CONVERGED_SECONDS: Final = 25.0
+"""Until a wait counts as failed; a start on a busy machine takes a few of them."""
 
 Json = dict[str, Any]
 State = tuple[str, str]
@@ -175,6 +177,12 @@ class World:
         """Wait until GitHub holds what the cluster runs, and every request has its answer."""
         await self.github.until(self._agrees, within=CONVERGED_SECONDS, why="what the cluster runs")
 
+    async def met(self, script: Script, times: int = 1) -> None:
+        """Wait until so many requests met a script."""
+        await self.github.until(
+            lambda: len(script.used) >= times, within=CONVERGED_SECONDS, why="requests"
+        )
+
     async def told(self, workload: str, version: str = "1", status: str = "deployed") -> None:
         """Wait until GitHub holds a state of a workload."""
         state = (status, digest_of(image_of(workload, version)))
@@ -184,15 +192,19 @@ class World:
             why=f"{workload} being {status}",
         )
 
-    async def visit(self, **environ: str) -> list[Exchange]:
+    async def visit(self, *, least: int = 0, **environ: str) -> list[Exchange]:
         """
         Start the program, let it bring all into step, stop it; return what it posted meanwhile.
 
-        It is stopped when GitHub agrees with the cluster and a reconcile has found nothing more.
+        It is stopped when GitHub agrees with the cluster and a reconcile has found nothing more;
+        that is asked for only after so many posts, since it takes its time with many names.
         """
         posts = len(self.github.history)
         more: dict[str, Any] = dict(environ)
         async with self.program(**more) as program:
+            await self.github.until(
+                lambda: len(self.github.history) >= posts + least, within=60, why="enough posts"
+            )
             await self.agreed()
             passes = program.said.count("reconciled")
             await program.until_said("reconciled", times=max(passes, 1))
