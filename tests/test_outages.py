@@ -435,7 +435,7 @@ async def said_to_be_deleted(scene: Scene) -> None:
     await scene.program.until_said("fetched=1", within=WITHIN)
 
 
-async def anothers(scene: Scene) -> None:
+async def from_another(scene: Scene) -> None:
     """Let another operator's marks be on pods, those on their way out included."""
     marks: Mapping[str, Any] = {
         "finalizers": ["kopf.zalando.org/KopfFinalizerMarker"],
@@ -502,7 +502,7 @@ OUTAGES: Final[Mapping[str, Outage]] = {
     "nothing-listed": nothing_listed,
     "all-gone": all_gone,
     "said-to-be-deleted": said_to_be_deleted,
-    "anothers-finalizer": anothers,
+    "from_another-finalizer": from_another,
 }
 
 BOUNDS: Final = {
