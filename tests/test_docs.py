@@ -70,3 +70,13 @@ def test_an_unsound_file_is_found(tmp_path: Path, name: str, content: bytes, exp
     found = list(findings(tmp_path / name))
     assert len(found) == (1 if expected else 0)
     assert expected in "".join(found)
+
+
+@pytest.mark.parametrize("document", ["faults.md", "guarantees.md"])
+def test_every_test_that_a_document_names_exists(document: str) -> None:
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8")
+    named = re.findall(r"`(?:tests/)?((?:e2e/)?test_\w+\.py)(?:::(\w+))?`", text)
+    assert named
+    for path, name in named:
+        source = (ROOT / "tests" / path).read_text(encoding="utf-8")
+        assert re.search(rf"\b{name}\b", source) if name else source, f"{path}::{name}"

@@ -332,7 +332,7 @@ class _Program:
         while line := (await stream.readline()).decode(errors="replace").rstrip("\n"):
             self._lines += " OK " in line
             style = "green" if " OK " in line else "yellow"
-            self._console.print(Text(f"   {line}", style=style))
+            self._console.print(Text(f"   {line}", style=style), soft_wrap=True)
             self._told.set()
 
     async def _read_diagnostics(self, stream: asyncio.StreamReader | None) -> None:
