@@ -75,6 +75,7 @@ $(VENV)/.python:
 $(VENV)/.run: requirements.lock | $(VENV)/.python
 	@echo '==> installing what the program needs'
 	@$(call install,requirements.lock)
+	@$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/here.pth', 'w').write('$(CURDIR)\n')"
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.python
