@@ -226,6 +226,16 @@ async def test_under_kopf_run_mistakes_in_the_settings_end_it_too(world: World) 
     assert world.cluster.requests == []
 
 
+async def test_under_kopf_run_it_ends_without_credentials_too(world: World) -> None:
+    """Kopf would try its startup handler again in a minute, and for ever."""
+    environ = world.environ(KUBECONFIG=str(world.folder / "no-such-file"))
+    async with Program(kopf_run("-A"), environ=environ, folder=world.folder) as program:
+        assert await program.ended() == 2
+    assert sum("no-such-file does not exist" in line for line in program.stderr) == 1
+    assert "Traceback" not in program.said
+    assert world.github.history == []
+
+
 # What pods may hold.
 
 HOSTILE: Final = (

@@ -28,7 +28,7 @@ import kopf
 from tracker import logs
 from tracker.app import Tracker, open_tracker
 from tracker.backoff import delay_after
-from tracker.errors import CredentialsError
+from tracker.errors import CredentialsError, TrackerError
 from tracker.settings import Settings, SettingsError, load
 from tracker.watch import CALM_SECONDS, MAX_RETRY_SECONDS, Pulse, configure_kopf, serve
 
@@ -45,7 +45,12 @@ LOGIN_RETRY_SECONDS = 1.0
 async def _start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: object) -> None:
     if "tracker" not in memo:
         context = _open_for_development()
-        memo["tracker"] = await context.__aenter__()
+        try:
+            memo["tracker"] = await context.__aenter__()
+        except TrackerError as error:
+            # Kopf would try again in a minute, behind a traceback: nothing will have changed.
+            click.echo(str(error), err=True)
+            raise SystemExit(EXIT_CONFIGURATION) from None
         memo["context"] = context
     memo.setdefault("pulse", Pulse())
     memo["phases"] = configure_kopf(settings, memo["tracker"])
