@@ -78,12 +78,26 @@ class _Stand:
         def agree() -> bool:
             return all(comparison.agrees for comparison in self.comparisons())
 
+        await self.until(agree, what)
+        await self.until(self._answered, "the answers")
+        await self.tracker.caught_up()
+
+    async def until(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait for what GitHub is to see. Raises StoryError, at once when the tracker has ended."""
+        seen = asyncio.create_task(self.github.until(condition, within=PATIENCE_SECONDS, why=what))
+        ended = asyncio.create_task(self.tracker.ended())
         try:
-            await self.github.until(agree, within=PATIENCE_SECONDS, why=what)
-            await self.github.until(self._answered, within=PATIENCE_SECONDS, why="the answers")
+            await asyncio.wait({seen, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if not seen.done():
+                message = f"the tracker ended with exit code {ended.result()}"
+                raise StoryError(message)
+            seen.result()
         except NotReachedError as error:
             raise StoryError(str(error)) from None
-        await self.tracker.caught_up()
+        finally:
+            seen.cancel()
+            ended.cancel()
+            await asyncio.gather(seen, ended, return_exceptions=True)
 
     def _answered(self) -> bool:
         return all(exchange.ended is not None for exchange in self.github.posts())
@@ -123,7 +137,7 @@ async def _tell(console: Console, *, pods: int, keep: bool, seed: int) -> int:
             for number, (title, step) in enumerate(_steps(pods), 1):
                 console.print(f"\n[bold]{number}. {title}[/bold]")
                 await step(stand)
-        except (StoryError, NotReachedError) as error:
+        except StoryError as error:
             console.print(Text(f"\nfailed: {error}", style="red"))
             console.print(Text(program.diagnostics(), style="dim"))
             return 1
@@ -182,10 +196,8 @@ def _steps(pods: int) -> list[tuple[str, Callable[[_Stand], Awaitable[None]]]]:
         payments = stand.workloads["payments"]
         await stand.stage.roll_out(payments, {"payments": f"ghcr.io/{ORG}/payments:2.0"})
         failed = 2
-        await stand.github.until(
-            lambda: len(stand.github.posts()) >= before + failed,
-            within=PATIENCE_SECONDS,
-            why="a post to be tried again",
+        await stand.until(
+            lambda: len(stand.github.posts()) >= before + failed, "a post to be tried again"
         )
         stand.console.print(f"   GitHub answered 503 {failed} times; now it recovers")
         stand.github.heal()
@@ -315,6 +327,13 @@ class _Program:
         except TimeoutError:
             message = f"{wanted} records were acknowledged and {self._lines} lines printed"
             raise StoryError(message) from None
+
+    async def ended(self) -> int:
+        """Wait for its end; return its exit code."""
+        assert self._process is not None  # noqa: S101 - the first step started it
+        code = await self._process.wait()
+        await asyncio.gather(*self._readers)
+        return code
 
     async def stop(self) -> int:
         """Stop it as Kubernetes would; return its exit code."""
