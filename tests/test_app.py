@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
+from tests.support.builders import raw_container, record, workload
 from tests.support.builders import raw_pod as raw
-from tests.support.builders import record, workload
 from tracker.app import Tracker
 from tracker.cluster import Cluster
 from tracker.entries import Entry
@@ -111,3 +112,27 @@ def test_posting_everything_again_is_spread_over_the_passes_of_half_an_interval(
         posted += due
         entries |= {name: replace(entries[name], acknowledged_at=now) for name in due}
     assert sorted(posted) == sorted(entries)
+
+
+async def test_what_is_not_recorded_is_told_by_reason_when_it_changes() -> None:
+    tracker = await tracker_with(MemoryLedger(), dn_template="{{namespace}}/{{deploymentName}}")
+    bare = raw(uid="bare")
+    bare["metadata"]["ownerReferences"] = []
+    tracker.see(bare)
+    containers = [raw_container("one"), raw_container("two")]
+    both = raw(uid="both")
+    both["spec"]["containers"] = containers
+    tracker.see(both)
+    with capture_logs() as told:
+        tracker.look_at_all()
+        tracker.look_at_all()
+    counts = [line for line in told if line["event"] == "not recorded"]
+    assert [(line["bare-pod"], line["name-shared"]) for line in counts] == [(1, 1)]
+    shared = [line for line in told if line["event"].startswith("a name is shared")]
+    assert [line["deployment_name"] for line in shared] == ["shop/web"]
+    tracker.lose("bare")
+    with capture_logs() as told:
+        tracker.look_at_all()
+    assert [line for line in told if line["event"] == "not recorded"] == [
+        {"event": "not recorded", "log_level": "info", "name-shared": 1}
+    ]

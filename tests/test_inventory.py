@@ -132,7 +132,7 @@ def test_containers_of_one_pod_that_share_a_name_yield_to_the_first() -> None:
     judgement = inventory.judge("shop/web", None)
     assert isinstance(judgement, Deployed)
     assert (judgement.record.digest, judgement.container) == (digest("a"), "app")
-    assert inventory.shared() == {}
+    assert inventory.shared() == {"shop/web"}
 
 
 def test_workloads_that_share_a_name_yield_to_the_newest_pod_and_are_told() -> None:
@@ -142,9 +142,9 @@ def test_workloads_that_share_a_name_yield_to_the_newest_pod_and_are_told() -> N
     judgement = inventory.judge("shop/app", None)
     assert isinstance(judgement, Deployed)
     assert (judgement.record.digest, judgement.workload) == (digest("b"), workload("api"))
-    assert inventory.shared() == {"shop/app": frozenset({workload("web"), workload("api")})}
+    assert inventory.shared() == {"shop/app"}
     inventory.remove("2")
-    assert inventory.shared() == {}
+    assert inventory.shared() == set()
     judgement = inventory.judge("shop/app", judgement.record)
     assert isinstance(judgement, Deployed)
     assert (judgement.record.digest, judgement.displaced) == (digest("a"), True)

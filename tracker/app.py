@@ -27,7 +27,7 @@ from tracker.github import GitHub
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
-from tracker.pods import read_pod
+from tracker.pods import Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
@@ -74,6 +74,8 @@ class Tracker:
         self._chance = chance
         self._gone: dict[str, float] = {}
         self._uncovered_told = False
+        self._shared_told: set[str] = set()
+        self._unrecorded_told: dict[str, int] = {}
         self._sightings = Sightings(known=self.inventory.__contains__)
         self._absences = Absences(
             lists=cluster,
@@ -178,6 +180,7 @@ class Tracker:
         )
         for name in due:
             self._delivery.repost(name)
+        self._tell_unrecorded()
 
     # Its life.
 
@@ -210,10 +213,6 @@ class Tracker:
             _log.warning("stopped with names not sent", names=left, drain_seconds=seconds)
         else:
             _log.info("stopped with everything sent")
-        skipped = self.inventory.skipped()
-        if skipped:
-            counts = {reason.value: count for reason, count in sorted(skipped.items())}
-            _log.info("not recorded", **counts)
 
     async def stop(self) -> None:
         """Cancel the tasks and wait for their end."""
@@ -268,6 +267,8 @@ class Tracker:
             self._gone.pop(pod.uid, None)
         if not pod.uid or pod.uid in self._gone:
             return
+        if isinstance(pod, Skipped) and pod.uid not in self.inventory:
+            _log.debug("skipped", namespace=pod.namespace, pod=pod.name, reason=pod.reason.value)
         self._change(pod.uid, self.inventory.observe(pod, surely=surely))
 
     def _change(self, uid: str, names: frozenset[str]) -> None:
@@ -275,6 +276,23 @@ class Tracker:
         for name in names:
             self._absences.withdraw(name)
             self._delivery.touch(name)
+
+    def _tell_unrecorded(self) -> None:
+        """Tell what is not recorded, by reason, when that changed; and each shared name once."""
+        shared = self.inventory.shared()
+        for name in sorted(shared - self._shared_told):
+            _log.warning(
+                "a name is shared: the newest pod's record stands, the others have none; give"
+                " DN_TEMPLATE more of its placeholders",
+                deployment_name=name,
+            )
+        self._shared_told = set(shared)  # one that comes back is news
+        counts = {reason.value: count for reason, count in self.inventory.skipped().items()}
+        if shared:
+            counts["name-shared"] = len(shared)
+        if counts != self._unrecorded_told:
+            self._unrecorded_told = counts
+            _log.info("not recorded", **dict(sorted(counts.items())))
 
     def _touch(self, name: str) -> None:
         self._delivery.touch(name)

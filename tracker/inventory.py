@@ -77,6 +77,7 @@ class Inventory:
         self._claims: dict[str, dict[str, _Claim]] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         self._too_long: Counter[str] = Counter()
+        self._shared_within: dict[str, set[str]] = {}
 
     def __len__(self) -> int:
         return len(self._pods)
@@ -170,14 +171,17 @@ class Inventory:
             counts[SkipReason.DEPLOYMENT_NAME] = too_long
         return counts
 
-    def shared(self) -> Mapping[str, frozenset[Workload]]:
-        """Return the names that more than one workload declares: the newest pod's record stands."""
-        found = {}
+    def shared(self) -> frozenset[str]:
+        """
+        Return the names that more than one workload, or more than one container of a pod, declares.
+
+        The newest pod's record stands, within a pod the first container's; the others have none.
+        """
+        found = {name for names in self._shared_within.values() for name in names}
         for name, claims in self._claims.items():
-            workloads = frozenset(claim.pod.workload for claim in claims.values())
-            if len(workloads) > 1:
-                found[name] = workloads
-        return found
+            if len(claims) > 1 and len({claim.pod.workload for claim in claims.values()}) > 1:
+                found.add(name)
+        return frozenset(found)
 
     def _declare(self, pod: Pod) -> frozenset[str]:
         names: list[str] = []
@@ -190,7 +194,9 @@ class Inventory:
             )
             if name is None:
                 self._too_long[pod.uid] += 1
-            elif name not in names:  # containers of one pod share it: the first one wins
+            elif name in names:  # containers of one pod share it: the first one wins
+                self._shared_within.setdefault(pod.uid, set()).add(name)
+            else:
                 names.append(name)
                 self._claims.setdefault(name, {})[pod.uid] = _Claim(pod, container)
         self._names[pod.uid] = tuple(names)
@@ -199,6 +205,7 @@ class Inventory:
     def _withdraw(self, uid: str) -> frozenset[str]:
         names = self._names.pop(uid, ())
         self._too_long.pop(uid, None)
+        self._shared_within.pop(uid, None)
         for name in names:
             claims = self._claims[name]
             del claims[uid]
