@@ -199,3 +199,24 @@ def test_libraries_can_be_left_as_they_are() -> None:
     stream = SimpleNamespace(write=lambda _text: None, flush=lambda: None, isatty=lambda: False)
     logs.configure(level="info", as_json=False, libraries=False, stream=stream)  # type: ignore[arg-type] # all it needs
     assert logging.getLogger().handlers == before
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize(
+    ("level", "logger", "traceback"),
+    [
+        pytest.param("info", "kopf._core.reactor.running", False, id="inside-kopf"),
+        pytest.param("info", "kopf.objects", True, id="in-a-handler"),
+        pytest.param("debug", "kopf._core.reactor.running", True, id="wanted"),
+    ],
+)
+def test_what_ends_kopf_is_told_in_one_line(level: str, logger: str, *, traceback: bool) -> None:
+    """It ends on much that passes, and would tell each time where in Kopf that was."""
+    stream = io.StringIO()
+    logs.configure(level=level, as_json=False, stream=stream)
+    try:
+        dict[str, str]().pop("missing")
+    except KeyError:
+        logging.getLogger(logger).exception("it has failed")
+    assert "it has failed" in stream.getvalue()
+    assert ("Traceback" in stream.getvalue()) is traceback

@@ -115,6 +115,8 @@ def configure(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    if threshold > logging.DEBUG:
+        handler.addFilter(_without_inner_traceback)
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(threshold)
@@ -128,6 +130,18 @@ def _word(value: str) -> str:
     if value.isprintable() and not set(value) & set(" \"'\\") and value:
         return value
     return json.dumps(value, ensure_ascii=not value.isprintable())
+
+
+def _without_inner_traceback(record: logging.LogRecord) -> bool:
+    """
+    Leave Kopf's inner parts their line and not their traceback, which tells where in Kopf they are.
+
+    They end on much that passes, and the watch says that it is started again. What goes wrong in
+    a handler is ours, and comes from `kopf.objects` with its traceback.
+    """
+    if record.name.startswith("kopf._"):
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def _printable(
