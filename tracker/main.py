@@ -16,6 +16,7 @@ started and drained in Kopf's startup and cleanup handlers, with settings from t
 import asyncio
 import os
 import sys
+import warnings
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf
@@ -49,8 +50,7 @@ async def _start(settings: kopf.OperatorSettings, memo: kopf.Memo, **_: object) 
             memo["tracker"] = await context.__aenter__()
         except TrackerError as error:
             # Kopf would try again in a minute, behind a traceback: nothing will have changed.
-            click.echo(str(error), err=True)
-            raise SystemExit(EXIT_CONFIGURATION) from None
+            raise _end_of_kopf_run(error) from None
         memo["context"] = context
     memo.setdefault("pulse", Pulse())
     memo["phases"] = configure_kopf(settings, memo["tracker"])
@@ -126,11 +126,18 @@ async def _open_for_development() -> AsyncIterator[Tracker]:
     try:
         settings = _settings_for_development()
     except SettingsError as error:
-        click.echo(str(error), err=True)
-        raise SystemExit(EXIT_CONFIGURATION) from None
+        raise _end_of_kopf_run(error) from None
     logs.configure(level=settings.log_level, as_json=settings.log_format == "json", libraries=False)
     async with open_tracker(settings, environ=os.environ, stdout=sys.stdout) as tracker:
         yield tracker
+
+
+def _end_of_kopf_run(error: Exception) -> SystemExit:
+    """Tell what can't be used, and return what ends the process."""
+    click.echo(str(error), err=True)
+    # What Kopf had not begun to await by then is no news to anybody.
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+    return SystemExit(EXIT_CONFIGURATION)
 
 
 def _settings_for_development() -> Settings:

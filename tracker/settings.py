@@ -377,13 +377,13 @@ class Settings(BaseSettings):
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = (
         Field(
             default="info",
-            description="Least level of the diagnostics on stderr.",
+            description="Least level of the diagnostics on stderr: debug, info, warning or error.",
             examples=["info"],
         )
     )
     log_format: Annotated[Literal["text", "json"], BeforeValidator(_choice)] = Field(
         default="text",
-        description="How records on stdout and diagnostics on stderr are written.",
+        description="How records on stdout and diagnostics on stderr are written: text or json.",
         examples=["text"],
     )
 
@@ -538,7 +538,8 @@ def _why(name: str, kind: str, otherwise: str) -> str:
         return f"the least is {_bound(metadata, 'ge')}"
     if kind == "less_than_equal":
         return f"the most is {_bound(metadata, 'le')}"
-    otherwise = otherwise.removeprefix("Value error, ")
+    if otherwise.startswith("Value error, "):
+        return otherwise.removeprefix("Value error, ")
     return otherwise[:1].lower() + otherwise[1:]
 
 

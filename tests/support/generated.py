@@ -31,8 +31,9 @@ _HEAD: Final = f"""\
 # Configuration
 
 Settings come from flags and environment variables. A flag beats a variable, and an empty variable
-counts as not set. Only `ORG` is required. Every mistake is told at once, one line each, and the
-program stops with exit code 2 before it connects to anything. Under
+counts as not set. Only `ORG` is required to start; without `LOGICAL_ENVIRONMENT` and `API_TOKEN`
+GitHub refuses everything. Every mistake is told at once, one line each, and the program stops with
+exit code 2 before it connects to anything. Under
 `kopf run tracker/main.py` (development) a `.env` file is read as well; variables beat it.
 
 Durations are plain seconds (`90`, `0.5`) or numbers with a unit: `500ms`, `30s`, `90m`, `25h`,
@@ -43,8 +44,8 @@ Durations are plain seconds (`90`, `0.5`) or numbers with a unit: `500ms`, `30s`
 _INSTALL_HEAD: Final = f"""\
 # Made of manifests/base by `{COMMAND}`; changes here are lost.
 #
-# To install it without kustomize: set ORG (and LOGICAL_ENVIRONMENT, CLUSTER) in the ConfigMap and
-# the image in the Deployment, then
+# To install it without kustomize: set ORG and LOGICAL_ENVIRONMENT (and CLUSTER) in the ConfigMap
+# and the image in the Deployment, then
 #
 #   kubectl apply -f manifests/install.yaml
 #   kubectl -n deployment-tracker create secret generic deployment-tracker --from-file=token=FILE
