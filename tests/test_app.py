@@ -85,6 +85,28 @@ async def test_a_list_speaks_only_about_names_of_namespaces_it_covers(
     assert set(tracker.standing()) == standing
 
 
+async def test_what_is_left_as_it_stands_is_not_posted_again() -> None:
+    """Another instance may look after it, or another cluster; and what is gone has its own way."""
+    ledger = MemoryLedger()
+    for namespace in "ab":
+        name = f"{namespace}/web/app"
+        old = Entry(
+            deployment_name=name,
+            workload=workload(namespace=namespace),
+            container="app",
+            acknowledged=record("a", name=name),
+            acknowledged_at=-2 * DAY,
+        )
+        await ledger.put(old)
+        gone = f"{namespace}/gone/app"
+        await ledger.put(replace(old, deployment_name=gone, acknowledged=record("a", name=gone)))
+    tracker = await tracker_with(ledger, namespace="a")
+    for namespace in "ab":
+        tracker.see(raw(uid=namespace, namespace=namespace))
+    tracker.look_at_all()
+    assert set(tracker._delivery.to_repost) == {"a/web/app"}  # noqa: SLF001 - nothing is sent here
+
+
 def entry_of(name: str, acknowledged_at: float | None) -> Entry:
     """Return an entry that was acknowledged then."""
     return Entry(
@@ -94,6 +116,12 @@ def entry_of(name: str, acknowledged_at: float | None) -> Entry:
         acknowledged=record("a", name=name),
         acknowledged_at=acknowledged_at,
     )
+
+
+def test_what_was_decommissioned_is_not_posted_again() -> None:
+    """It would be written each day, and never be old enough to be forgotten."""
+    over = replace(entry_of("over", 0.0), acknowledged=record("a", name="over").decommissioned())
+    assert to_repost([over], now=2 * DAY, interval_seconds=DAY, pass_seconds=300.0) == []
 
 
 def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger() -> None:

@@ -300,6 +300,28 @@ async def test_what_was_confirmed_is_asked_for_again_when_it_was_not_used_for_lo
         assert len(on.lists.asked) == 2
 
 
+async def test_pods_that_go_while_a_list_is_under_way_hold_nothing_up() -> None:
+    """Where many come and go there is one in each list, and no event of it will follow."""
+    async with scene() as on:
+        on.lists.pods = {"leaving": "shop"}
+        on.lists.on_list = lambda: on.watch.sightings.note_gone("leaving")
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed()
+        assert len(on.lists.asked) == 1
+
+
+async def test_a_cronjob_whose_end_was_confirmed_is_not_held_once_more() -> None:
+    """A pause may keep the decommission until its confirmation counts no more."""
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY)
+        await asyncio.sleep(CRONJOB_HOLD + CONFIRMED_SECONDS + 1)
+        assert not on.confirmed(["shop/nightly/app"])
+        on.want("shop/nightly/app", NIGHTLY)
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(["shop/nightly/app"])
+
+
 async def test_a_namespace_that_can_not_be_listed_holds_up_no_other() -> None:
     async with scene() as on:
         on.lists.failing.add("ns-0")

@@ -18,6 +18,7 @@ from tracker.reconcile import (
     MAX_FETCHES,
     SECOND_LIST_SECONDS,
     Reconciler,
+    Sightings,
 )
 
 pytestmark = pytest.mark.looptime
@@ -155,8 +156,13 @@ class World:
     def __init__(self) -> None:
         self.pods = ScriptedPods()
         self.view = ScriptedView()
+        self.sightings = Sightings(known=self.view.inventory.__contains__)
         self.reconciler = Reconciler(
-            pods=self.pods, view=self.view, chance=lambda: 0.5, interval_seconds=INTERVAL
+            pods=self.pods,
+            view=self.view,
+            gone_meanwhile=self.sightings.gone_meanwhile,
+            chance=lambda: 0.5,
+            interval_seconds=INTERVAL,
         )
 
     def seen(self, uid: str, version: int = 1) -> None:
@@ -359,6 +365,35 @@ async def test_what_was_fetched_does_not_undo_what_the_watch_tells_meanwhile(
     assert world.view.versions().get("changed") == 6
     assert "deleted" not in world.view.versions()
     assert len(world.view.versions()) == 1 + others
+
+
+@pytest.mark.parametrize("others", [0, MAX_FETCHES])
+async def test_a_pod_that_comes_and_goes_while_it_is_fetched_is_not_revived(
+    world: World, others: int
+) -> None:
+    """Before and after it is not known: only that it was seen to go tells it from a late one."""
+    world.pods.put("brief", 5)
+    for number in range(others):
+        world.pods.put(f"other-{number}", 4)
+
+    def tell() -> None:
+        world.view.inventory.remove("brief")
+        world.sightings.note_gone("brief")
+
+    world.pods.while_fetching = tell
+    await world.reconciler.once()
+    assert "brief" not in world.view.versions()
+    assert len(world.view.versions()) == others
+
+
+async def test_a_pod_of_a_restored_cluster_is_taken_as_it_is_now(world: World) -> None:
+    """Its version went back, so that what the watch tells of it would count as old."""
+    world.seen("restored", 1000)
+    world.pods.put("restored", 600)
+    await world.reconciler.once()
+    assert world.view.versions() == {"restored": 600}
+    world.view.see(world.pods.put("restored", 601))
+    assert world.view.versions() == {"restored": 601}
 
 
 async def test_a_fetch_that_fails_is_made_up_for(world: World) -> None:

@@ -450,6 +450,22 @@ async def test_behind_the_ledger_of_another_cluster_nothing_is_taken_for_gone(
         assert len(world.github.history) == posts
 
 
+async def test_one_namespace_of_another_cluster_does_not_clear_the_whole_ledger(
+    world: World,
+) -> None:
+    """Nothing of the ledger is absent from a namespace that it has nothing of."""
+    world.run("web", "api")
+    await world.visit()
+    held = world.github.deployed()
+    async with RecordedCluster(token="other") as other:  # noqa: S106 - opens only this one
+        for arguments in (("-namespace", "elsewhere"), ()):
+            async with world.program(*arguments, cluster=other) as program:
+                await program.until_said("reconciled")
+                assert await program.stopped() == 0
+                assert "kept for another cluster" in program.said
+    assert world.github.deployed() == held
+
+
 async def test_two_instances_for_two_namespaces_keep_out_of_each_others_way(world: World) -> None:
     for namespace in ("one", "two"):
         world.run("web", "down", namespace=namespace)

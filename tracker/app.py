@@ -40,6 +40,8 @@ GONE_SECONDS = 600.0
 KEEP_DECOMMISSIONED_SECONDS = 30 * 24 * 3600.0
 """How long the ledger remembers what was decommissioned."""
 
+AGEING_SECONDS = 24 * 3600.0
+
 _log = structlog.get_logger(__name__)
 
 
@@ -91,6 +93,7 @@ class Tracker:
         self._reconciler = Reconciler(
             pods=cluster,
             view=self,
+            gone_meanwhile=self._sightings.gone_meanwhile,
             chance=chance,
             interval_seconds=settings.reconcile_interval.total_seconds(),
         )
@@ -118,6 +121,7 @@ class Tracker:
 
     def lose(self, uid: str) -> None:
         """Take note that the pod of this uid is gone."""
+        self._sightings.note_gone(uid)
         self._change(uid, self.inventory.remove(uid))
 
     def request_reconcile(self) -> None:
@@ -172,8 +176,15 @@ class Tracker:
             self._delivery.touch(entry.deployment_name)
         for name in self.inventory.names():
             self._delivery.touch(name)
+        held = self.inventory.held_names()
         due = to_repost(
-            entries,
+            [
+                entry
+                for entry in entries
+                if self._covers(entry)
+                and entry.deployment_name in held
+                and entry.deployment_name not in self._delivery.to_repost
+            ],
             now=asyncio.get_running_loop().time(),
             interval_seconds=self.settings.resync_interval.total_seconds(),
             pass_seconds=self.settings.reconcile_interval.total_seconds(),
@@ -194,6 +205,7 @@ class Tracker:
             ("reconcile", self._reconcile()),
             ("delivery", self._delivery.run()),
             ("absences", self._absences.run()),
+            ("ageing", self._age()),
         ):
             self._tasks.append(asyncio.create_task(work, name=name))
 
@@ -224,10 +236,17 @@ class Tracker:
         await see_everything(lists=self.cluster, sightings=self._sightings, chance=self._chance)
         standing = frozenset(self.standing())
         absent = standing - frozenset(self.held())
-        if not absent:
-            # All that stands runs here: its address or CA may have changed, the cluster not. Not
-            # so with most of it: what was posted from here since stands in the ledger, too.
-            self._foreign = False
+        if self._foreign:
+            # When all that may stand runs here, address or CA have changed and not the cluster.
+            # Most of it won't do: what was posted from here since stands in the ledger, too. Nor
+            # will what is watched: the rest of the ledger is of the other cluster as well.
+            held = frozenset(self.held())
+            absent = frozenset(
+                entry.deployment_name
+                for entry in self.ledger.entries()
+                if entry.may_stand and entry.deployment_name not in held
+            )
+            self._foreign = bool(absent)
         if not self._foreign:
             await self._adopt()
         if self._foreign:
@@ -253,6 +272,18 @@ class Tracker:
         self.look_at_all()
         self.pause.open()
         await self._reconciler.run()
+
+    async def _age(self) -> None:
+        """Forget what was decommissioned long ago, once a day and at the start, for ever."""
+        while True:
+            try:
+                aged = await self.ledger.age_out(time.time() - KEEP_DECOMMISSIONED_SECONDS)
+            except LedgerError as error:
+                _log.warning("decommissioned names were not forgotten", reason=str(error))
+            else:
+                if aged:
+                    _log.info("forgot what was decommissioned long ago", names=aged)
+            await asyncio.sleep(AGEING_SECONDS)
 
     async def _adopt(self) -> None:
         try:
@@ -414,6 +445,3 @@ async def _introduce(settings: Settings, server: str, ledger: MemoryLedger | Sql
             records=sum(others.values()),
             identities=", ".join(sorted(str(other) for other in others)),
         )
-    aged = await ledger.age_out(time.time() - KEEP_DECOMMISSIONED_SECONDS)
-    if aged:
-        _log.info("forgot what was decommissioned long ago", names=aged)

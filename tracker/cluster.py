@@ -49,6 +49,8 @@ MAX_APART_SECONDS: Final = 20.0
 """Between two such lists when one follows the other again and again."""
 LIST_SECONDS: Final = 60.0
 """For one page from its first to its last byte."""
+LOGIN_SECONDS: Final = 60.0
+"""For reading the credentials, an exec plugin's run included."""
 CONNECT_SECONDS: Final = 10.0
 READ_BUFFER: Final = 2**21
 """Bytes; one line of a watch holds a whole object, and etcd takes objects of up to 1.5 MiB."""
@@ -296,9 +298,11 @@ class Cluster:
             else:
                 path = named or str(Path(self._environ.get("HOME", "~"), ".kube", "config"))
                 _check_readable(path)
-                await load_kube_config(
-                    path, client_configuration=configuration, persist_config=False
-                )
+                # An exec plugin that waits for a network or for a person would hold up all lists.
+                async with asyncio.timeout(LOGIN_SECONDS):
+                    await load_kube_config(
+                        path, client_configuration=configuration, persist_config=False
+                    )
         except (
             ConfigException,
             OSError,

@@ -11,7 +11,7 @@ after GitHub gave it; a stop between the two means one more identical post.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Protocol, assert_never
 
@@ -210,6 +210,11 @@ class Delivery:
             self._queued.add(name)
             self._queue.put_nowait(name)
 
+    @property
+    def to_repost(self) -> Collection[str]:
+        """Return the names that wait to be posted again."""
+        return self._reposts
+
     def repost(self, name: str) -> None:
         """Have what is acknowledged of a name posted again, in case GitHub lost it."""
         self._reposts.add(name)
@@ -308,16 +313,18 @@ class Delivery:
                 await self._ledger.forget(name)
             case Nothing():
                 self._absences.withdraw(name)
-                if name in self._reposts and entry is not None and entry.acknowledged is not None:
-                    again = Send(
-                        record=entry.acknowledged,
-                        workload=entry.workload,
-                        container=entry.container,
-                    )
-                    await self._send(entry, again)
-                    self.touch(name)
+                if name in self._reposts and entry is not None:
+                    await self._repost(entry)
             case never:
                 assert_never(never)
+
+    async def _repost(self, entry: Entry) -> None:
+        """Post what is acknowledged again, unless something newer may have landed."""
+        if entry.acknowledged is None or entry.in_doubt is not None:
+            return
+        send = Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
+        await self._send(entry, send)
+        self.touch(entry.deployment_name)
 
     async def _send(self, entry: Entry | None, send: Send) -> None:
         self._reposts.discard(send.record.deployment_name)

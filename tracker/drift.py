@@ -40,12 +40,13 @@ def drift_of(seen: Mapping[str, int], listed: Mapping[str, Listed]) -> Drift:
     """
     Return what differs; `seen` is version by uid, taken before the list was asked for.
 
-    A pod that was seen newer than it is listed is no drift: the watch was faster.
+    One that was seen newer than it is listed lacks, too: what was seen is from before the list,
+    so the cluster was restored from an older state and counts its versions anew.
     """
     return Drift(
         gone=frozenset(uid for uid in seen if uid not in listed),
         lacking=frozenset(
-            uid for uid, pod in listed.items() if uid not in seen or seen[uid] < pod.version
+            uid for uid, pod in listed.items() if uid not in seen or seen[uid] != pod.version
         ),
     )
 

@@ -106,6 +106,14 @@ class Entry:
         return self.sent if self.state in {State.SENDING, State.OPEN} else self.unsettled
 
     @property
+    def may_stand(self) -> bool:
+        """Tell whether GitHub may hold something as deployed, as far as is known."""
+        if self.acknowledged is not None and self.acknowledged.status is Status.DEPLOYED:
+            return True
+        # An open decommission leaves open whether what it was to take back still stands.
+        return self.in_doubt is not None and self.in_doubt != self.acknowledged
+
+    @property
     def held(self) -> Record | None:
         """
         Return what GitHub holds as far as is known: what it said, else what it may hold.
@@ -175,7 +183,7 @@ def next_step(
         case Held():
             if entry is None:
                 return Nothing()
-            if judgement.displaced and _may_stand(entry):
+            if judgement.displaced and entry.may_stand:
                 return _step_gone(entry, now, confirmed=absence_confirmed, absent=False)
             return _settle(entry, now, displaced=judgement.displaced)
         case Absent():
@@ -284,7 +292,7 @@ def _step_deployed(
     if entry.acknowledged == judgement.record and entry.in_doubt is None:
         return _settle(entry, now, displaced=False)
     last_refused = entry.sent if entry.state in _REFUSED else entry.refused
-    if last_refused == judgement.record and judgement.displaced and _may_stand(entry):
+    if last_refused == judgement.record and judgement.displaced and entry.may_stand:
         # The new image can't be recorded and the old one runs nowhere: at least say that.
         return _step_gone(entry, now, confirmed=confirmed, absent=False)
     step = _unless_waiting(entry, send, now)
@@ -363,14 +371,6 @@ def _settle_at_least(entry: Entry, now: float) -> float | None:
     if entry.in_doubt is not None and entry.unsettled not in {None, entry.in_doubt}:
         return now + SETTLE_SECONDS
     return entry.settle_at
-
-
-def _may_stand(entry: Entry) -> bool:
-    """Tell whether GitHub may hold something as deployed, as far as is known."""
-    if entry.acknowledged is not None and entry.acknowledged.status is Status.DEPLOYED:
-        return True
-    # An open decommission leaves open whether what it was to take back still stands.
-    return entry.in_doubt is not None and entry.in_doubt != entry.acknowledged
 
 
 def _not_found_delay(attempts: int, chance: float) -> float:

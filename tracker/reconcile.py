@@ -15,7 +15,8 @@ to its end, changes nothing.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import inf
 from typing import Protocol
@@ -26,6 +27,7 @@ from tracker.backoff import delay_after
 from tracker.drift import Listed, drift_of, is_mass
 from tracker.entries import Entry
 from tracker.errors import ListError
+from tracker.records import Status
 from tracker.workloads import Workload
 
 __all__ = [
@@ -83,7 +85,25 @@ class Sightings:
     def __init__(self, *, known: Callable[[str], bool]) -> None:
         self._known = known
         self._awaited: list[set[str]] = []
+        self._gone: list[set[str]] = []
         self._changed = asyncio.Event()
+
+    def note_gone(self, uid: str) -> None:
+        """Take note that a pod was seen to go."""
+        for uids in self._gone:
+            uids.add(uid)
+        self.note(uid)
+
+    @contextmanager
+    def gone_meanwhile(self) -> Iterator[set[str]]:
+        """Yield a set that takes up the pods that are seen to go while the context lasts."""
+        gone: set[str] = set()
+        self._gone.append(gone)
+        try:
+            yield gone
+        finally:
+            # By identity: two may hold the same just now.
+            self._gone = [uids for uids in self._gone if uids is not gone]
 
     def note(self, uid: str) -> None:
         """Take note that a pod was seen, or seen to go."""
@@ -188,6 +208,7 @@ class Absences:
         self._wanted: dict[str, _Wanted] = {}
         self._confirmed: dict[str, float] = {}
         self._doubted: set[str] = set()
+        self._since: dict[str, float] = {}
         self._changed = asyncio.Event()
 
     def confirmed(self, name: str) -> bool:
@@ -206,7 +227,9 @@ class Absences:
         if wanted is not None and wanted.absent == absent:
             return
         delay = max(self._delay, SECOND_LIST_SECONDS) if name in self._doubted else self._delay
-        self._wanted[name] = _Wanted(workload=workload, since=now, due=now + delay, absent=absent)
+        # What was confirmed and not used for too long is wanted again, absent as long as before.
+        since = self._since.setdefault(name, now) if absent else now
+        self._wanted[name] = _Wanted(workload=workload, since=since, due=now + delay, absent=absent)
         self._changed.set()
 
     def doubt(self, names: Iterable[str]) -> None:
@@ -218,6 +241,7 @@ class Absences:
         self._wanted.pop(name, None)
         self._confirmed.pop(name, None)
         self._doubted.discard(name)
+        self._since.pop(name, None)
 
     async def run(self) -> None:
         """Confirm what is wanted, for ever."""
@@ -286,11 +310,14 @@ class Absences:
         whole = True
         failure: ListError | None = None
         for namespace, names in self._by_namespace(due):
-            try:
-                listed = await self._lists.pod_uids(namespace)
-            except ListError as error:
-                failure = error
-                continue
+            # Of a pod that goes while the list is under way no further event will come.
+            with self._sightings.gone_meanwhile() as gone:
+                try:
+                    listed = await self._lists.pod_uids(namespace)
+                except ListError as error:
+                    failure = error
+                    continue
+            listed -= gone
             if await self._sightings.missing(listed, patience_seconds=patience):
                 # The watch has yet to bring a pod that is there, or one that is gone meanwhile:
                 # the next list tells. The names stay due.
@@ -372,11 +399,13 @@ class Reconciler:
         *,
         pods: Pods,
         view: View,
+        gone_meanwhile: Callable[[], AbstractContextManager[set[str]]],
         chance: Callable[[], float],
         interval_seconds: float,
     ) -> None:
         self._pods = pods
         self._view = view
+        self._gone_meanwhile = gone_meanwhile
         self._chance = chance
         self._interval = interval_seconds
         self._requested = asyncio.Event()
@@ -444,39 +473,51 @@ class Reconciler:
     async def _fetch(self, listed: Mapping[str, Listed], lacking: frozenset[str]) -> int:
         """Fetch what the watch does not bring by itself; return how many pods that were."""
         late = lacking
+        first = self._view.versions()
         deadline = asyncio.get_running_loop().time() + LAG_SECONDS
         while late and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(PATIENCE_SECONDS)
-            late = self._behind(listed, late)
-        if len(late) > MAX_FETCHES:
+            late = self._behind(listed, late, first)
+        many = len(late) > MAX_FETCHES
+        for uids in [late] if many else [frozenset({uid}) for uid in late]:
             before = self._view.versions()
-            self._see(await self._pods.fetch_pods(), before)
-        else:
-            for uid in late:
-                pod = listed[uid]
-                before = self._view.versions()
-                raw = await self._pods.fetch_pod(pod.namespace, pod.name)
-                self._see([] if raw is None else [raw], before)
+            with self._gone_meanwhile() as gone:
+                if many:
+                    pods = await self._pods.fetch_pods()
+                else:
+                    (pod,) = (listed[uid] for uid in uids)
+                    pods = [await self._pods.fetch_pod(pod.namespace, pod.name)]
+            self._see(pods, before, gone)
         return len(late)
 
-    def _see(self, pods: Iterable[object], before: Mapping[str, int]) -> None:
+    def _see(
+        self, pods: Iterable[object], before: Mapping[str, int], gone: Collection[str]
+    ) -> None:
         """Take note of pods that were fetched, but for those that the watch told of meanwhile."""
         seen = self._view.versions()
         for raw in pods:
             uid = _uid_of(raw)
-            if seen.get(uid) == before.get(uid):
+            if uid and uid not in gone and seen.get(uid) == before.get(uid):
                 self._view.see_surely(raw)
 
-    def _behind(self, listed: Mapping[str, Listed], uids: Iterable[str]) -> frozenset[str]:
+    def _behind(
+        self, listed: Mapping[str, Listed], uids: Iterable[str], first: Mapping[str, int]
+    ) -> frozenset[str]:
+        """Return the pods that are still seen otherwise than they were listed, and not newer."""
         seen = self._view.versions()
-        return frozenset(uid for uid in uids if seen.get(uid, -1) < listed[uid].version)
+        return frozenset(
+            uid
+            for uid in uids
+            if seen.get(uid, -1) < listed[uid].version
+            or (seen[uid] != listed[uid].version and seen[uid] == first.get(uid))
+        )
 
 
 def to_repost(
     entries: Collection[Entry], *, now: float, interval_seconds: float, pass_seconds: float
 ) -> list[str]:
     """
-    Return the names whose record was acknowledged a resync interval ago or longer, oldest first.
+    Return the names that were acknowledged as deployed a resync interval ago or longer, by age.
 
     What GitHub lost or changed can only be found by posting it again. After a first start all are
     due at once, so each pass takes a share that has all of them posted in half of the interval.
@@ -484,7 +525,10 @@ def to_repost(
     due = [
         (entry.acknowledged_at, entry.deployment_name)
         for entry in entries
-        if entry.acknowledged_at is not None and entry.acknowledged_at <= now - interval_seconds
+        if entry.acknowledged_at is not None
+        and entry.acknowledged_at <= now - interval_seconds
+        and entry.acknowledged is not None
+        and entry.acknowledged.status is Status.DEPLOYED
     ]
     share = 1 + round(2 * len(entries) * pass_seconds / interval_seconds)
     return [name for _, name in sorted(due)[:share]]
