@@ -128,11 +128,6 @@ class Tracker:
         """Take note that the watch began anew: what went in the gap it will not tell."""
         self._reconciler.request()
 
-    @property
-    def ready(self) -> bool:
-        """Tell whether everything the cluster held at the start was seen."""
-        return self.pause.is_open
-
     # What reconcile sees and tells.
 
     def versions(self) -> Mapping[str, int]:
@@ -397,7 +392,7 @@ async def open_tracker(
             foreign=not known and not settings.ledger_adopt,
             fingerprint=endpoint.fingerprint,
         )
-        await _introduce(settings, endpoint.server, ledger)
+        _introduce(settings, endpoint.server, ledger)
         tracker.start()
         try:
             yield tracker
@@ -418,7 +413,7 @@ def _ledger(settings: Settings, scope: Scope) -> MemoryLedger | SqliteLedger:
     return SqliteLedger(path=settings.ledger_path, identity=identity, wall=time.time)
 
 
-async def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLedger) -> None:
+def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLedger) -> None:
     """Say at the start who watches what, and what an operator should know of the settings."""
     for warning in settings.warnings():
         _log.warning(warning)
