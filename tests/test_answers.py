@@ -15,6 +15,7 @@ from tracker.answers import (
     Acknowledged,
     Answer,
     Failed,
+    Forbidden,
     Limited,
     NotFound,
     Rejected,
@@ -103,7 +104,7 @@ def test_any_other_success_acknowledges_nothing(status: int) -> None:
     [
         (400, Rejected),
         (401, Unauthorized),
-        (403, Rejected),
+        (403, Forbidden),
         (404, NotFound),
         (422, Rejected),
         (429, Limited),
@@ -133,13 +134,6 @@ def test_a_failure_tells_whether_the_record_may_have_landed(status: int, *, land
     found = answer(status)
     assert isinstance(found, Failed)
     assert found.landed == landed
-
-
-def test_a_refusal_is_asked_again_hourly_or_daily() -> None:
-    forbidden, unprocessable = answer(403), answer(422)
-    assert isinstance(forbidden, Rejected)
-    assert isinstance(unprocessable, Rejected)
-    assert (forbidden.retry_seconds, unprocessable.retry_seconds) == (3600, 86_400)
 
 
 def later(seconds: int) -> str:
@@ -204,7 +198,7 @@ def test_a_limit_says_how_long_to_wait(
 )
 def test_a_403_is_a_limit_when_its_message_says_so(message: str, *, limited: bool) -> None:
     found = answer(403, said(message), {"x-ratelimit-remaining": "170"})
-    assert isinstance(found, Limited if limited else Rejected)
+    assert isinstance(found, Limited if limited else Forbidden)
     assert not isinstance(found, Limited) or found.pause_seconds is None
 
 

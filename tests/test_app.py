@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from tests.support.builders import raw_container, record, workload
 from tests.support.builders import raw_pod as raw
 from tracker.app import Tracker
+from tracker.auth import FixedToken
 from tracker.cluster import Cluster
 from tracker.entries import Entry
 from tracker.github import GitHub
@@ -17,6 +18,7 @@ from tracker.ledger import MemoryLedger
 from tracker.reconcile import to_repost
 from tracker.records import Scope
 from tracker.settings import Settings
+from tracker.transport import Transport
 
 DAY = 24 * 3600.0
 
@@ -30,7 +32,11 @@ async def tracker_with(ledger: MemoryLedger, **settings: object) -> Tracker:
         cluster=Cluster(
             kubeconfig=Path("/nowhere"), environ={}, namespace=given.namespace, user_agent="test"
         ),
-        github=GitHub(base_url=given.base_url, scope=scope, token="", user_agent="test"),
+        github=GitHub(
+            transport=Transport(base_url=given.base_url, user_agent="test"),
+            scope=scope,
+            tokens=FixedToken(given.api_token),
+        ),
         ledger=ledger,
         stdout=io.StringIO(),
         foreign=False,

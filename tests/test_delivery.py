@@ -15,9 +15,9 @@ from tracker.answers import (
     Acknowledged,
     Answer,
     Failed,
+    Forbidden,
     Limited,
     NotFound,
-    Rejected,
     Unauthorized,
     Unconfirmed,
 )
@@ -330,7 +330,7 @@ async def test_two_refused_records_of_a_name_do_not_spin() -> None:
     async with scene() as on:
         on.see(running("a"))
         await asyncio.sleep(1)
-        on.sender.always = Rejected(reason="HTTP 403 Forbidden", retry_seconds=3600)
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
         on.see(running("b"))
         await asyncio.sleep(24 * 3600)
         assert 4 <= len(on.sender.sent) <= 30

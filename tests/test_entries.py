@@ -19,6 +19,7 @@ from tracker.answers import (
     Acknowledged,
     Answer,
     Failed,
+    Forbidden,
     Limited,
     NotFound,
     Rejected,
@@ -52,8 +53,8 @@ A, B, C = (record(letter) for letter in "abc")
 LOST: Final = Failed(reason="timeout", landed=True)
 UNSENT: Final = Failed(reason="connection refused", landed=False)
 UNKNOWN: Final = NotFound(reason="HTTP 404 Not Found")
-REFUSED: Final = Rejected(reason="HTTP 422", retry_seconds=86_400)
-FORBIDDEN: Final = Rejected(reason="HTTP 403", retry_seconds=3600)
+REFUSED: Final = Rejected(reason="HTTP 422")
+FORBIDDEN: Final = Forbidden(reason="HTTP 403")
 LIMITED: Final = Limited(reason="HTTP 429", pause_seconds=None)
 VAGUE: Final = Unconfirmed(reason="HTTP 200 without the record")
 OK: Final = Acknowledged()

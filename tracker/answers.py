@@ -5,6 +5,9 @@ All that is decided about an answer is decided here, without I/O, a clock or ran
 adapter that speaks HTTP hands over what it received, or why it received nothing. Nothing falls
 through to a success: a status nobody thought of is a failure.
 
+What is said of a batch is either `Told`, an answer for each of its records, or one answer that
+leaves open what each of them is worth; then what follows is decided by asking for fewer at a time.
+
 The rules are GitHub's: https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api
 and https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-the-rest-api
 """
@@ -12,7 +15,7 @@ and https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-
 import json
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,14 +26,20 @@ from tracker.records import Record
 __all__ = [
     "Acknowledged",
     "Answer",
+    "BatchAnswer",
+    "BatchRefused",
+    "BatchUnclear",
     "Failed",
+    "Forbidden",
     "Limited",
     "NotFound",
     "Rejected",
     "Reply",
+    "Told",
     "Unauthorized",
     "Unconfirmed",
     "classify",
+    "classify_batch",
     "clean_text",
 ]
 
@@ -40,9 +49,18 @@ MIN_PAUSE_SECONDS = 1.0
 DEFAULT_PAUSE_SECONDS = 60.0
 """GitHub: wait at least a minute when a limit comes without a time."""
 MAX_PAUSE_SECONDS = 3600.0
-FORBIDDEN_RETRY_SECONDS = 3600.0
-REJECTED_RETRY_SECONDS = 24 * 3600.0
+NOT_FOUND_HELP = (
+    "no artifact of this digest is known: no attestation yet, or the token may not see its"
+    " repository, or ORG is no organisation, or the digest is that of an index or of one platform;"
+    " asked for again while it runs"
+)
+FORBIDDEN_HELP = 'the token needs "Artifact metadata: write" on the repository of this image'
 
+_TELLING = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.MULTI_STATUS})
+_NOT_FOR_BATCHES = frozenset(
+    {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
+)
+_MALFORMED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
 _MAX_DIGITS = 15
 _UNREADABLE = object()
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -83,11 +101,17 @@ class NotFound:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Rejected:
-    """This record is refused; asking again is for `retry_seconds` later, or when it changes."""
+class Forbidden:
+    """The token may not write this record; somebody has to permit it, or all of them."""
 
     reason: str
-    retry_seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rejected:
+    """This record is malformed to GitHub: asking again makes sense when it has changed."""
+
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,35 +137,69 @@ class Failed:
     landed: bool
 
 
-Answer = Acknowledged | Unconfirmed | NotFound | Rejected | Unauthorized | Limited | Failed
+Answer = (
+    Acknowledged | Unconfirmed | NotFound | Forbidden | Rejected | Unauthorized | Limited | Failed
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Told:
+    """The answers to the records of a batch, in their order."""
+
+    answers: tuple[Acknowledged | Unconfirmed | NotFound | Forbidden | Rejected, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchUnclear:
+    """A success that does not say of which records: each of them may have landed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchRefused:
+    """
+    The batch as a whole was refused and had no effect.
+
+    `by_content`: one of its records is malformed, so that fewer at a time show which. Otherwise
+    the call itself is not there or not permitted: one record alone shows which it is.
+    """
+
+    reason: str
+    by_content: bool
+
+
+BatchAnswer = Told | BatchUnclear | BatchRefused | Unauthorized | Limited | Failed
 
 
 def classify(reply: Reply, record: Record) -> Answer:
     """Return what a reply to the single post of `record` means."""
     status = reply.status
-    answer: Answer
-    if status in {HTTPStatus.OK, HTTPStatus.CREATED}:
-        answer = _judge_success(reply, record)
-    elif HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
-        answer = Unconfirmed(reason=_reason(reply))
-    elif status == HTTPStatus.TOO_MANY_REQUESTS or (
-        status == HTTPStatus.FORBIDDEN and _tells_limit(reply)
-    ):
-        answer = Limited(reason=_reason(reply), pause_seconds=_pause_seconds(reply.headers))
-    elif status == HTTPStatus.UNAUTHORIZED:
-        answer = Unauthorized(reason=_reason(reply))
-    elif status == HTTPStatus.FORBIDDEN:
-        answer = Rejected(reason=_reason(reply), retry_seconds=FORBIDDEN_RETRY_SECONDS)
-    elif status == HTTPStatus.NOT_FOUND:
-        answer = NotFound(reason=_reason(reply))
-    elif status in {HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY}:
-        answer = Rejected(reason=_reason(reply), retry_seconds=REJECTED_RETRY_SECONDS)
-    else:
-        # A server's error, or its impatience, says nothing of what it did before; any other
-        # status is one that this endpoint does not give: something between us and GitHub spoke.
-        landed = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT
-        answer = Failed(reason=_reason(reply), landed=landed)
-    return answer
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        return _judge_success(reply, record)
+    if (stop := _classify_stop(reply)) is not None:
+        return stop
+    if status == HTTPStatus.FORBIDDEN:
+        return Forbidden(reason=f"{_reason(reply)}: {FORBIDDEN_HELP}")
+    if status == HTTPStatus.NOT_FOUND:
+        return NotFound(reason=f"{_reason(reply)}: {NOT_FOUND_HELP}")
+    if status in _MALFORMED:
+        return Rejected(reason=_reason(reply))
+    return _failed(reply)
+
+
+def classify_batch(reply: Reply, records: Sequence[Record]) -> BatchAnswer:
+    """Return what a reply to the cluster call with these records means."""
+    status = reply.status
+    if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
+        return _judge_batch(reply, records)
+    if (stop := _classify_stop(reply)) is not None:
+        return stop
+    if status in _NOT_FOR_BATCHES:
+        return BatchRefused(reason=_reason(reply), by_content=False)
+    if status in _MALFORMED or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
+        return BatchRefused(reason=_reason(reply), by_content=True)
+    return _failed(reply)
 
 
 def clean_text(text: str, limit: int = MAX_REASON) -> str:
@@ -152,20 +210,101 @@ def clean_text(text: str, limit: int = MAX_REASON) -> str:
     return " ".join(printable.split())[:limit]
 
 
-def _judge_success(reply: Reply, record: Record) -> Answer:
-    """Judge a 200 or 201: a readable body must name the record, an unreadable one can't deny it."""
+def _classify_stop(reply: Reply) -> Unauthorized | Limited | None:
+    """Return the answer that is about everything that is sent, or None when it is none."""
+    status = reply.status
+    if status == HTTPStatus.TOO_MANY_REQUESTS or (
+        status == HTTPStatus.FORBIDDEN and _tells_limit(reply)
+    ):
+        return Limited(reason=_reason(reply), pause_seconds=_pause_seconds(reply.headers))
+    if status == HTTPStatus.UNAUTHORIZED:
+        return Unauthorized(reason=_reason(reply))
+    return None
+
+
+def _failed(reply: Reply) -> Failed:
+    # A server's error, or its impatience, says nothing of what it did before; any other status is
+    # one that these calls do not give: something between us and GitHub spoke.
+    status = reply.status
+    landed = status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.REQUEST_TIMEOUT
+    return Failed(reason=_reason(reply), landed=landed)
+
+
+def _judge_success(reply: Reply, record: Record) -> Acknowledged | Unconfirmed:
+    """
+    Judge a success by its body, where it can be read; an unreadable one can't deny the record.
+
+    GitHub gives no other success than 200 and 201 here: another one is somebody else's.
+    """
+    if reply.status not in {HTTPStatus.OK, HTTPStatus.CREATED}:
+        return Unconfirmed(reason=_reason(reply))
     body = _json(reply)
-    if body is _UNREADABLE:
+    if body is _UNREADABLE or (record.deployment_name, record.digest) in _returned(body):
         return Acknowledged()
-    records = body.get("deployment_records") if isinstance(body, Mapping) else None
-    for found in records if isinstance(records, list) else ():
-        if (
-            isinstance(found, Mapping)
-            and found.get("deployment_name") == record.deployment_name
-            and found.get("digest") == record.digest
-        ):
-            return Acknowledged()
     return Unconfirmed(reason=f"HTTP {reply.status} without the record")
+
+
+def _judge_batch(reply: Reply, records: Sequence[Record]) -> Told | BatchUnclear:
+    """
+    Judge each record by the body alone: the status says nothing of any one of them.
+
+    A record that is returned and complained about at once is not acknowledged.
+    """
+    if reply.status not in _TELLING:
+        return BatchUnclear(reason=_reason(reply))
+    body = _json(reply)
+    if not isinstance(body, Mapping) or not isinstance(body.get("deployment_records"), list):
+        return BatchUnclear(reason=f"HTTP {reply.status} without a readable list of records")
+    returned = _returned(body)
+    causes = _causes(body)
+
+    def judge(record: Record) -> Acknowledged | Unconfirmed | NotFound | Forbidden | Rejected:
+        key = record.deployment_name, record.digest
+        if key in causes:
+            return _judge_cause(reply.status, causes[key])
+        if key in returned:
+            return Acknowledged()
+        return Unconfirmed(reason=f"HTTP {reply.status} without the record")
+
+    return Told(answers=tuple(map(judge, records)))
+
+
+def _judge_cause(status: int, cause: str) -> NotFound | Forbidden | Rejected:
+    reason = f"HTTP {status} {clean_text(cause) or 'no cause given'}"
+    match cause:
+        case "not_found":
+            return NotFound(reason=f"{reason}: {NOT_FOUND_HELP}")
+        case "unauthorized":
+            return Forbidden(reason=f"{reason}: {FORBIDDEN_HELP}")
+        case _:
+            return Rejected(reason=reason)
+
+
+def _returned(body: object) -> frozenset[tuple[object, object]]:
+    """Return (deployment_name, digest) of each record that an answer says GitHub holds."""
+    records = body.get("deployment_records") if isinstance(body, Mapping) else None
+    return frozenset(_keys(records))
+
+
+def _causes(body: Mapping[str, object]) -> dict[tuple[object, object], str]:
+    """Return why, by (deployment_name, digest), for each record that was not taken."""
+    errors = body.get("errors")
+    causes: dict[tuple[object, object], str] = {}
+    for error in errors if isinstance(errors, list) else ():
+        if isinstance(error, Mapping):
+            cause = error.get("cause")
+            for key in _keys([error.get("deployment")]):
+                causes[key] = cause if isinstance(cause, str) else ""
+    return causes
+
+
+def _keys(records: object) -> Iterable[tuple[str, str]]:
+    """Yield the key of each record of a list that is one; whatever else is in it is passed over."""
+    for record in records if isinstance(records, list) else ():
+        if isinstance(record, Mapping):
+            name, digest = record.get("deployment_name"), record.get("digest")
+            if isinstance(name, str) and isinstance(digest, str):
+                yield name, digest
 
 
 def _tells_limit(reply: Reply) -> bool:

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import structlog
 
 from tracker import __version__
+from tracker.auth import FixedToken
 from tracker.cluster import Cluster
 from tracker.delivery import Delivery, Pause
 from tracker.drift import is_mass
@@ -31,6 +32,7 @@ from tracker.pods import Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
+from tracker.transport import Transport
 
 __all__ = ["Tracker", "open_tracker"]
 
@@ -375,14 +377,10 @@ async def open_tracker(
         ledger = _ledger(settings, scope)
         await stack.enter_async_context(ledger)
         known = await ledger.seen_cluster(endpoint.fingerprint)
-        github = await stack.enter_async_context(
-            GitHub(
-                base_url=settings.base_url,
-                scope=scope,
-                token=settings.api_token.get_secret_value(),
-                user_agent=USER_AGENT,
-            )
+        transport = await stack.enter_async_context(
+            Transport(base_url=settings.base_url, user_agent=USER_AGENT)
         )
+        github = GitHub(transport=transport, scope=scope, tokens=FixedToken(settings.api_token))
         tracker = Tracker(
             settings=settings,
             cluster=cluster,

@@ -23,6 +23,7 @@ from tracker.answers import (
     Acknowledged,
     Answer,
     Failed,
+    Forbidden,
     Limited,
     NotFound,
     Rejected,
@@ -54,6 +55,10 @@ SETTLE_SECONDS = 120.0
 NOT_FOUND_SECONDS = 300.0
 """The first wait after GitHub did not know a digest: attestations often come minutes later."""
 NOT_FOUND_CAP_SECONDS = 6 * 3600.0
+FORBIDDEN_SECONDS = 3600.0
+"""How long a record parks that the token may not write."""
+REJECTED_SECONDS = 24 * 3600.0
+"""How long a record parks that GitHub finds malformed, unless it changes."""
 UNCONFIRMED_SECONDS = 3600.0
 """How long a record parks that GitHub took twice without saying that it holds it."""
 
@@ -244,8 +249,10 @@ def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entr
             if nothing_held and entry.sent and entry.sent.status is Status.DECOMMISSIONED:
                 # GitHub never held it: there is nothing to take back.
                 return replace(entry, sent=None, state=State.CLEAN, not_before=None, unsettled=None)
+        case Forbidden():
+            state, until = State.PARKED, now + FORBIDDEN_SECONDS
         case Rejected():
-            state, until = State.PARKED, now + answer.retry_seconds
+            state, until = State.PARKED, now + REJECTED_SECONDS
         case Unconfirmed():
             # Once more at once; a server that says it again will not say otherwise by being asked.
             first = entry.attempts <= 1

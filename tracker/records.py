@@ -10,13 +10,21 @@ Fields and limits: https://docs.github.com/en/rest/orgs/artifact-metadata
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
 from tracker.images import Digest, Image
 
-__all__ = ["MAX_DEPLOYMENT_NAME", "Record", "Scope", "Status", "check_template", "render"]
+__all__ = [
+    "MAX_DEPLOYMENT_NAME",
+    "Record",
+    "Scope",
+    "Status",
+    "batch_payload",
+    "check_template",
+    "render",
+]
 
 MAX_DEPLOYMENT_NAME = 256
 """Characters GitHub takes for a deployment name. A longer one is skipped: cut, it would collide."""
@@ -75,18 +83,49 @@ class Record:
 
     def payload(self, scope: Scope) -> dict[str, object]:
         """Return the JSON body of a single post; what is empty is left out, never sent as ""."""
-        fields = {
-            "name": self.name,
-            "digest": self.digest,
-            "version": self.version,
-            "status": self.status.value,
+        place = {
             "logical_environment": scope.logical_environment,
             "physical_environment": scope.physical_environment,
             "cluster": scope.cluster,
+        }
+        return self.fields() | _without_empty(place)
+
+    def fields(self) -> dict[str, object]:
+        """Return what is said of the record itself, wherever it stands."""
+        said: dict[str, object] = {
+            "name": self.name,
+            "digest": self.digest,
+            "status": self.status.value,
             "deployment_name": self.deployment_name,
         }
-        required = {"name", "digest", "status", "logical_environment", "deployment_name"}
-        return {key: value for key, value in fields.items() if value or key in required}
+        if self.version is not None:
+            said["version"] = self.version
+        return said
+
+
+def batch_payload(records: Sequence[Record], scope: Scope) -> dict[str, object]:
+    """
+    Return the JSON body of the cluster call, whose path names the organisation and the cluster.
+
+    The records are of different names. They go sorted: of two with the same digest but another
+    name or version the first one gives it to both, which should be the same one each time.
+    """
+    place = {
+        "logical_environment": scope.logical_environment,
+        "physical_environment": scope.physical_environment,
+    }
+    return _without_empty(place) | {
+        "deployments": [
+            record.fields() for record in sorted(records, key=lambda each: each.deployment_name)
+        ],
+        "partial_success": True,
+        "return_records": True,
+    }
+
+
+def _without_empty(place: Mapping[str, str]) -> dict[str, object]:
+    """Leave out what the operator did not name; the logical environment is required."""
+    return {key: value for key, value in place.items() if value or key == "logical_environment"}
 
 
 def check_template(template: str) -> str | None:
