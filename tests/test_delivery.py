@@ -1,8 +1,10 @@
 """The queue of names and its workers, with a sender in memory and virtual time."""
 
 import asyncio
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterable
+import hashlib
+import json
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from itertools import pairwise
 from typing import Final
@@ -10,26 +12,35 @@ from typing import Final
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.builders import container, pod, record
+from tests.support.builders import container, digest, pod, record
 from tracker.answers import (
     Acknowledged,
     Answer,
+    BatchAnswer,
+    BatchRefused,
+    BatchUnclear,
     Failed,
     Forbidden,
     Limited,
     NotFound,
+    Rejected,
+    Told,
     Unauthorized,
     Unconfirmed,
 )
-from tracker.delivery import FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS, Delivery, Pause
+from tracker.delivery import GATHER_SECONDS, Delivery
 from tracker.entries import SETTLE_SECONDS, Entry, State
-from tracker.inventory import Inventory, Judgement
+from tracker.images import Digest, Image
+from tracker.inventory import Deployed, Inventory, Judgement
 from tracker.ledger import MemoryLedger
+from tracker.pacing import FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS, Pace
 from tracker.pods import Pod
 from tracker.records import Record, Status
 from tracker.workloads import Workload
 
 pytestmark = pytest.mark.looptime
+
+TellingAnswer = Acknowledged | Unconfirmed | NotFound | Forbidden | Rejected
 
 NAME: Final = "shop/web/app"
 TEMPLATE: Final = "{{namespace}}/{{deploymentName}}/{{containerName}}"
@@ -37,6 +48,11 @@ OK: Final = Acknowledged()
 LOST: Final = Failed(reason="timeout", landed=True)
 UNSENT: Final = Failed(reason="connection refused", landed=False)
 UNKNOWN: Final = NotFound(reason="HTTP 404 Not Found")
+
+
+def unlimited() -> Pace:
+    """Return a pace without a rate to speak of."""
+    return Pace(rate=1e6, burst=100_000, chance=lambda: 0.5)
 
 
 class ScriptedSender:
@@ -54,6 +70,8 @@ class ScriptedSender:
         self.under_way: set[str] = set()
         self.most_at_once = 0
         self.on_send: Callable[[Record], None] = lambda _record: None
+        self.batches: list[tuple[str, ...]] = []
+        self.whole: Callable[[Sequence[Record]], BatchAnswer | None] = lambda _records: None
 
     async def send(self, record: Record) -> Answer:
         """Answer as scripted."""
@@ -68,6 +86,43 @@ class ScriptedSender:
             return self.answers[name].pop(0) if self.answers[name] else self.always
         finally:
             self.under_way.discard(name)
+
+    async def send_batch(self, records: Sequence[Record]) -> BatchAnswer:
+        """
+        Answer each of them as `send` would, and the batch if one of the answers is for all.
+
+        `whole` is asked first: it may answer for the batch whatever its records' answers are.
+        """
+        self.batches.append(tuple(record.deployment_name for record in records))
+        names = {record.deployment_name for record in records}
+        assert not names & self.under_way, "a name is sent twice at once"
+        self.under_way |= names
+        try:
+            now = asyncio.get_running_loop().time()
+            self.sent += [(now, record) for record in records]
+            for record in records:
+                self.on_send(record)
+            await asyncio.sleep(self.seconds)
+            if (whole := self.whole(records)) is not None:
+                return whole
+            answers: list[Answer] = [
+                self.answers[name].pop(0) if self.answers[name] else self.always
+                for name in (record.deployment_name for record in records)
+            ]
+            told: list[TellingAnswer] = []
+            for answer in answers:
+                if isinstance(answer, Failed | Limited | Unauthorized):
+                    return answer
+                told.append(answer)
+            return Told(answers=tuple(told))
+        finally:
+            self.under_way -= names
+
+    def sent_alone(self) -> set[str]:
+        """Return the names that were sent in no batch last."""
+        batched = [name for batch in self.batches for name in batch]
+        singles = Counter(record.deployment_name for _, record in self.sent) - Counter(batched)
+        return set(singles)
 
     @property
     def digests(self) -> str:
@@ -109,7 +164,7 @@ class SureAbsences:
         self._confirmed.discard(name)
 
 
-class Told:
+class Reports:
     """A reporter that keeps what it was told."""
 
     def __init__(self) -> None:
@@ -127,13 +182,15 @@ class Told:
 class Scene:
     """A delivery with everything around it."""
 
-    def __init__(self, *, workers: int, ledger: MemoryLedger | None = None) -> None:
+    def __init__(
+        self, *, workers: int, ledger: MemoryLedger | None = None, batches: bool = False
+    ) -> None:
         self.inventory = Inventory(template=TEMPLATE)
         self.ledger = MemoryLedger() if ledger is None else ledger
         self.sender = ScriptedSender()
         self.absences = SureAbsences()
-        self.told = Told()
-        self.pause = Pause()
+        self.told = Reports()
+        self.pace = unlimited()
         self.judge: Callable[[str, Record | None], Judgement] = self.inventory.judge
         self.delivery = Delivery(
             judge=self.judged,
@@ -141,8 +198,9 @@ class Scene:
             sender=self.sender,
             absences=self.absences,
             reporter=self.told,
-            pause=self.pause,
+            pace=self.pace,
             workers=workers,
+            batches=batches,
             chance=lambda: 0.5,
         )
         self.absences.touch = self.delivery.touch
@@ -179,9 +237,11 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(*, workers: int = 2, ledger: MemoryLedger | None = None) -> AsyncIterator[Scene]:
-    made = Scene(workers=workers, ledger=ledger)
-    made.pause.open()
+async def scene(
+    *, workers: int = 2, ledger: MemoryLedger | None = None, batches: bool = False
+) -> AsyncIterator[Scene]:
+    made = Scene(workers=workers, ledger=ledger, batches=batches)
+    made.pace.open()
     made.run = asyncio.create_task(made.delivery.run())
     try:
         yield made
@@ -191,6 +251,12 @@ async def scene(*, workers: int = 2, ledger: MemoryLedger | None = None) -> Asyn
 
 def running(letter: str = "a", *, uid: str = "uid-1", app: str = "app") -> Pod:
     return pod(uid, containers=[container(app, letter=letter)])
+
+
+def unknown(number: int) -> Image:
+    """Return an image whose digest is its own."""
+    own = hashlib.sha256(str(number).encode()).hexdigest()
+    return Image(name="ghcr.io/acme/app", version=None, digest=Digest(f"sha256:{own}"))
 
 
 def waited() -> float:
@@ -299,7 +365,8 @@ async def test_what_github_does_not_know_is_asked_for_as_long_as_it_runs() -> No
         on.sender.answers[NAME] = [UNKNOWN] * 3
         on.see(running("a"))
         await asyncio.sleep(1e5)
-        assert on.sender.gaps() == pytest.approx([315, 630, 1260])
+        for gap, delay in zip(on.sender.gaps(), [300, 600, 1200], strict=True):
+            assert delay <= gap <= 1.1 * delay + 2 * GATHER_SECONDS
         assert on.told.lines == ["FAILED a HTTP 404 Not Found", "OK a deployed"]
 
 
@@ -333,7 +400,8 @@ async def test_two_refused_records_of_a_name_do_not_spin() -> None:
         on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
         on.see(running("b"))
         await asyncio.sleep(24 * 3600)
-        assert 4 <= len(on.sender.sent) <= 30
+        # One an hour, and at first the probes that see whether the spell is over.
+        assert 4 <= len(on.sender.sent) <= 40
         assert on.sender.digests.startswith("abA")
 
 
@@ -370,7 +438,7 @@ async def test_workers_that_meet_one_limit_together_pause_for_it_once() -> None:
             on.sender.answers[f"shop/web/app-{app}"] = [limit]
             on.see(running(uid=f"uid-{app}", app=f"app-{app}"))
         await asyncio.sleep(0.2)
-        assert on.pause.not_before - waited() == pytest.approx(FIRST_PAUSE_SECONDS, abs=0.2)
+        assert on.pace.not_before - waited() == pytest.approx(FIRST_PAUSE_SECONDS, abs=0.2)
 
 
 @pytest.mark.parametrize(
@@ -402,29 +470,29 @@ async def test_workers_that_meet_one_limit_together_pause_for_it_once() -> None:
     ],
 )  # fmt: skip
 async def test_an_answer_pauses_everyone_or_no_one(answers: list[Answer], seconds: float) -> None:
-    pause = Pause()
-    pause.open()
+    pace = unlimited()
+    pace.open()
     stops = 0.0
     for answer in answers:
-        await pause.passed()
-        stops = pause.note(answer)
+        await pace.passed()
+        stops = pace.note(answer)
     assert stops == pytest.approx(seconds)
     began = waited()
-    await pause.passed()
+    await pace.passed()
     assert waited() - began == pytest.approx(seconds)
 
 
 async def test_a_pause_only_ever_moves_later() -> None:
-    pause = Pause()
-    pause.open()
-    pause.note(Limited(reason="", pause_seconds=100))
-    until = pause.not_before
-    pause.note(Limited(reason="", pause_seconds=5))
-    pause.note(Limited(reason="", pause_seconds=None))
-    pause.note(OK)
-    assert pause.not_before == until
-    pause.note(Limited(reason="", pause_seconds=200))
-    assert pause.not_before > until
+    pace = unlimited()
+    pace.open()
+    pace.note(Limited(reason="", pause_seconds=100))
+    until = pace.not_before
+    pace.note(Limited(reason="", pause_seconds=5))
+    pace.note(Limited(reason="", pause_seconds=None))
+    pace.note(OK)
+    assert pace.not_before == until
+    pace.note(Limited(reason="", pause_seconds=200))
+    assert pace.not_before > until
 
 
 async def test_nothing_is_sent_before_everything_was_seen() -> None:
@@ -435,7 +503,7 @@ async def test_nothing_is_sent_before_everything_was_seen() -> None:
     assert on.sender.sent == []
     assert await on.delivery.drain(20) == 1
     on.see(running("b"))
-    on.pause.open()
+    on.pace.open()
     await asyncio.sleep(1)
     assert on.sender.digests == "b"
     await on.cancel()
@@ -471,14 +539,14 @@ async def test_a_drain_counts_what_could_not_be_sent_and_not_what_github_refused
         on.see(running("a"))
         on.sender.answers["shop/web/known"] = [OK]
         on.sender.answers["shop/web/unknown"] = [UNKNOWN]
-        on.see(running("a", uid="2", app="known"), running("a", uid="3", app="unknown"))
+        on.see(running("a", uid="2", app="known"), running("c", uid="3", app="unknown"))
         assert await on.delivery.drain(20) == 1
 
 
 async def test_a_drain_does_not_wait_for_a_pause_that_outlasts_it() -> None:
     async with scene() as on:
         on.see(running("a"))
-        on.pause.note(Limited(reason="HTTP 429", pause_seconds=600))
+        on.pace.note(Limited(reason="HTTP 429", pause_seconds=600))
         began = waited()
         assert await on.delivery.drain(20) == 1
         assert waited() - began < 1
@@ -496,7 +564,7 @@ async def test_a_drain_ends_when_a_pause_begins_that_outlasts_it() -> None:
 async def test_a_drain_waits_for_a_pause_that_ends_in_time() -> None:
     async with scene() as on:
         on.see(running("a"))
-        on.pause.note(Limited(reason="HTTP 429", pause_seconds=5))
+        on.pace.note(Limited(reason="HTTP 429", pause_seconds=5))
         assert await on.delivery.drain(20) == 0
         assert on.sender.digests == "a"
 
@@ -504,10 +572,10 @@ async def test_a_drain_waits_for_a_pause_that_ends_in_time() -> None:
 class SlowLedger(MemoryLedger):
     """A ledger whose writes take a second."""
 
-    async def put(self, entry: Entry) -> None:
-        """Write an entry, slowly."""
+    async def put(self, *entries: Entry) -> None:
+        """Write entries, slowly."""
         await asyncio.sleep(1)
-        await super().put(entry)
+        await super().put(*entries)
 
 
 async def test_a_stop_while_an_acknowledgement_is_written_keeps_and_tells_it() -> None:
@@ -585,7 +653,7 @@ async def test_an_error_of_ours_with_one_name_leaves_the_workers_alive() -> None
 async def test_a_limit_counts_though_it_could_not_be_told() -> None:
     """Once, a broken pipe on stdout kept a limit from stopping the workers."""
 
-    class Mute(Told):
+    class Mute(Reports):
         def failed(self, record: Record, reason: str) -> None:
             raise BrokenPipeError(record, reason)
 
@@ -596,16 +664,17 @@ async def test_a_limit_counts_though_it_could_not_be_told() -> None:
         sender=on.sender,
         absences=on.absences,
         reporter=Mute(),
-        pause=on.pause,
+        pace=on.pace,
         workers=1,
+        batches=False,
         chance=lambda: 0.5,
     )
-    on.pause.open()
+    on.pace.open()
     on.run = asyncio.create_task(on.delivery.run())
     on.sender.answers[NAME] = [Limited(reason="HTTP 429", pause_seconds=600)]
     on.see(running("a"))
     await asyncio.sleep(1)
-    assert on.pause.not_before - waited() > 500
+    assert on.pace.not_before - waited() > 500
     await on.cancel()
 
 
@@ -624,8 +693,317 @@ async def test_pods_that_come_and_go_end_in_what_runs() -> None:
         await asyncio.sleep(1e5)
         for app in (f"app-{number}" for number in range(5)):
             name = f"shop/web/{app}"
-            last = next(
-                each for _, each in reversed(on.sender.sent) if each.deployment_name == name
+            acknowledged = on.entry(name).acknowledged
+            assert acknowledged is not None
+            match on.inventory.judge(name, None):
+                case Deployed(record=stands):
+                    assert acknowledged == stands
+                case _:
+                    assert acknowledged.status is Status.DECOMMISSIONED
+
+
+def letters(count: int) -> list[str]:
+    """Return so many names of applications, in their order."""
+    return [f"app-{number:04}" for number in range(count)]
+
+
+def many(count: int, letter: str = "a") -> list[Pod]:
+    """Return pods of so many applications, which all run one image."""
+    return [running(letter, uid=f"uid-{app}", app=app) for app in letters(count)]
+
+
+async def test_what_waits_goes_in_one_batch_sorted_by_name() -> None:
+    async with scene(batches=True) as on:
+        on.see(*reversed(many(300)))
+        await asyncio.sleep(5)
+        (batch,) = on.sender.batches
+        assert list(batch) == [f"shop/web/{app}" for app in letters(300)]
+        assert on.told.lines == ["OK a deployed"] * 300
+        assert on.delivery.backlog == 0
+
+
+async def test_a_full_batch_does_not_wait_and_five_thousand_go_in_five() -> None:
+    async with scene(batches=True) as on:
+        on.see(*many(5000))
+        began = waited()
+        await asyncio.sleep(10)
+        assert [len(batch) for batch in on.sender.batches] == [1000] * 5
+        assert max(when for when, _ in on.sender.sent) - began < 1
+
+
+async def test_a_quiet_tracker_posts_at_once_and_what_follows_within_a_second_together() -> None:
+    async with scene(batches=True) as on:
+        await asyncio.sleep(100)
+        on.see(running("a"))
+        began = waited()
+        await asyncio.sleep(0.2)
+        assert [when - began for when, _ in on.sender.sent] == pytest.approx([0])
+        assert on.sender.batches == []
+        for pod in many(50):
+            on.see(pod)
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
+        assert len(on.sender.sent) == 1
+        await asyncio.sleep(1)
+        assert [len(batch) for batch in on.sender.batches] == [50]
+        assert on.sender.sent[-1][0] - began == pytest.approx(1)
+
+
+async def test_a_batch_is_bounded_in_bytes() -> None:
+    async with scene(batches=True) as on:
+        long = "x" * 200
+        image = Image(name=long, version=None, digest=digest())
+        on.see(
+            *(
+                pod(f"uid-{number}", containers=[container(f"{long}-{number}", image=image)])
+                for number in range(3000)
             )
-            assert (last.status is Status.DEPLOYED) == (name in on.inventory.names())
-            assert on.entry(name).acknowledged == last
+        )
+        await asyncio.sleep(20)
+        sent = {record.deployment_name: record for _, record in on.sender.sent}
+        sizes = [
+            sum(len(json.dumps(sent[name].fields())) for name in batch)
+            for batch in on.sender.batches
+        ]
+        assert len(on.ledger.entries()) == 3000
+        assert max(map(len, on.sender.batches)) <= 1000
+        assert 256 * 1024 < max(sizes) <= 512 * 1024
+
+
+async def test_one_bad_record_among_a_thousand_costs_the_others_nothing() -> None:
+    """The requests it takes are the halves on the way down to it."""
+    bad = "shop/web/app-0617"
+
+    def refuse(records: Sequence[Record]) -> BatchAnswer | None:
+        if any(each.deployment_name == bad for each in records):
+            return BatchRefused(reason="HTTP 422 Invalid request.", by_content=True)
+        return None
+
+    async with scene(batches=True) as on:
+        on.sender.whole = refuse
+        on.sender.answers[bad] = [Rejected(reason="HTTP 422 digest is invalid")] * 9
+        on.see(*many(1000))
+        await asyncio.sleep(60)
+        singles = len(on.sender.sent) - sum(map(len, on.sender.batches))
+        assert len(on.sender.batches) + singles <= 25
+        assert on.told.lines.count("OK a deployed") == 999
+        assert on.told.lines.count("FAILED a HTTP 422 digest is invalid") == 1
+        assert len(on.told.lines) == 1000, "no line tells of what was only wrong with a batch"
+        assert on.entry(bad).state is State.PARKED
+
+
+async def test_records_that_an_answer_leaves_out_are_asked_for_alone_at_the_end() -> None:
+    missing = {"shop/web/app-0007", "shop/web/app-0008", "shop/web/app-0150"}
+
+    def leave_out(records: Sequence[Record]) -> BatchAnswer | None:
+        unsure = Unconfirmed(reason="HTTP 200 without the record")
+        return Told(
+            answers=tuple(unsure if each.deployment_name in missing else OK for each in records)
+        )
+
+    async with scene(batches=True) as on:
+        on.sender.whole = leave_out
+        on.see(*many(200))
+        await asyncio.sleep(60)
+        assert [len(batch) for batch in on.sender.batches] == [200, 3, 2]
+        assert on.told.lines == ["OK a deployed"] * 200
+        assert on.sender.sent_alone() == missing
+
+
+async def test_an_answer_that_can_not_be_read_is_asked_for_again_and_then_singly() -> None:
+    async with scene(batches=True) as on:
+        on.sender.whole = lambda _records: BatchUnclear(reason="HTTP 200 unreadable")
+        on.see(*many(40))
+        await asyncio.sleep(60)
+        assert [len(batch) for batch in on.sender.batches] == [40, 40, 20, 20]
+        assert len(on.sender.sent_alone()) == 40
+        assert on.told.lines == ["OK a deployed"] * 40
+        on.sender.whole = lambda _records: None
+        on.see(*many(40, "b"))
+        await asyncio.sleep(60)
+        assert len(on.sender.batches) == 4
+        await asyncio.sleep(3600)
+        on.see(*many(40, "c"))
+        await asyncio.sleep(60)
+        assert len(on.sender.batches) == 5
+
+
+async def test_where_batches_are_refused_one_record_decides() -> None:
+    async with scene(batches=True) as on:
+        on.sender.whole = lambda _records: BatchRefused(reason="HTTP 404", by_content=False)
+        on.see(*many(40))
+        await asyncio.sleep(60)
+        assert [len(batch) for batch in on.sender.batches] == [40]
+        assert on.told.lines == ["OK a deployed"] * 40
+
+
+async def test_where_nothing_may_be_written_all_sending_pauses_and_one_request_probes() -> None:
+    async with scene(batches=True) as on:
+        on.sender.whole = lambda _records: BatchRefused(reason="HTTP 403", by_content=False)
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(*many(40))
+        await asyncio.sleep(1800)
+        # Each probe is a batch and the one record that decides.
+        assert len(on.sender.batches) <= 6
+        assert not [entry for entry in on.ledger.entries() if entry.state is State.PARKED]
+        on.sender.whole = lambda _records: None
+        on.sender.always = OK
+        await asyncio.sleep(1900)
+        assert on.told.lines.count("OK a deployed") == 40
+
+
+async def test_after_a_pause_one_request_goes_alone() -> None:
+    async with scene(workers=8) as on:
+        on.sender.seconds = 5.0
+        on.sender.answers["shop/web/app-0000"] = [Unauthorized(reason="HTTP 401")] * 3
+        on.see(*many(1))
+        await asyncio.sleep(10)
+        on.see(*many(40))
+        for pod in many(40):
+            on.sender.answers[f"shop/web/{pod.containers[0].name}"] = [
+                Unauthorized(reason="HTTP 401")
+            ]
+        before = len(on.sender.sent)
+        await asyncio.sleep(600)
+        assert len(on.sender.sent) - before <= 4, "one probe a minute, then two, four, …"
+
+
+async def test_a_long_outage_is_probed_by_one_request_and_all_follows_at_once() -> None:
+    async with scene(batches=True) as on:
+        on.sender.always = LOST
+        on.see(*many(3000))
+        await asyncio.sleep(600)
+        assert len(on.sender.batches) + len(on.sender.sent_alone()) <= 40
+        on.sender.always = OK
+        came_back = waited()
+        await asyncio.sleep(90)
+        assert on.told.lines.count("OK a deployed") == 3000
+        assert on.delivery.backlog == 0
+        assert max(when for when, _ in on.sender.sent) - came_back < 75
+
+
+async def test_where_batches_fail_and_singles_do_not_it_is_singles_for_an_hour() -> None:
+    async with scene(batches=True) as on:
+        on.sender.whole = lambda _records: Failed(reason="HTTP 502 Bad Gateway", landed=True)
+        on.see(*many(100))
+        await asyncio.sleep(300)
+        assert on.told.lines.count("OK a deployed") == 100
+        assert len(on.sender.batches) <= 15
+
+
+async def test_unknown_digests_are_asked_for_in_few_requests_and_once_each() -> None:
+    """Most images of a cluster are third-party and stay unknown for ever."""
+    async with scene(batches=True) as on:
+        on.sender.always = UNKNOWN
+        pods = [
+            pod(
+                f"uid-{number}",
+                containers=[container(f"app-{number:04}", image=unknown(number % 2000))],
+            )
+            for number in range(4000)
+        ]
+        on.see(*pods)
+        await asyncio.sleep(60)
+        asked = len(on.sender.batches)
+        assert asked <= 5
+        for interval in (330, 660, 1320):
+            await asyncio.sleep(interval)
+            assert len(on.sender.batches) - asked <= 10
+            asked = len(on.sender.batches)
+        again = [record for when, record in on.sender.sent if when > 60]
+        assert len(again) <= 3 * 2000
+        assert len({entry.state for entry in on.ledger.entries()}) == 1
+
+
+async def test_a_digest_that_becomes_known_is_posted_for_every_name() -> None:
+    async with scene(batches=True) as on:
+        on.sender.always = UNKNOWN
+        on.see(*many(30))
+        await asyncio.sleep(200)
+        assert len(on.sender.sent) <= 31
+        on.sender.always = OK
+        await asyncio.sleep(200)
+        assert on.told.lines.count("OK a deployed") == 30
+
+
+async def test_a_name_of_an_unknown_digest_does_not_ask_and_is_told_why() -> None:
+    async with scene() as on:
+        on.sender.always = UNKNOWN
+        on.see(running("a"))
+        await asyncio.sleep(1)
+        on.see(running("a", uid="2", app="other"))
+        await asyncio.sleep(10)
+        assert on.sender.digests == "a"
+        assert on.told.lines == ["FAILED a HTTP 404 Not Found"] * 2
+        assert on.entry("shop/web/other").state is State.NOT_FOUND
+        on.see(running("b", uid="3", app="other"))
+        await asyncio.sleep(1)
+        assert on.sender.digests == "ab", "a new digest is asked for at once"
+
+
+async def test_what_is_unknown_delays_nothing_that_is_new() -> None:
+    async with scene(workers=1, batches=True) as on:
+        on.sender.seconds = 5.0
+        on.sender.always = UNKNOWN
+        on.see(*many(2))
+        await asyncio.sleep(300)
+        asked = asyncio.Event()
+        on.sender.on_send = lambda _record: asked.set()
+        await asked.wait()
+        on.sender.always = OK
+        on.see(running("b", uid="2", app="new"))
+        began = waited()
+        await asyncio.sleep(1)
+        assert on.sender.sent[-1][0] == pytest.approx(began)
+
+
+async def test_the_first_success_after_a_spell_of_refusals_makes_all_of_them_due() -> None:
+    async with scene() as on:
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(*many(30))
+        await asyncio.sleep(30)
+        on.sender.always = OK
+        on.see(running("b", uid="2", app="new"))
+        await asyncio.sleep(10)
+        assert on.told.lines.count("OK a deployed") == 30
+
+
+async def test_a_spell_of_refusals_that_nothing_new_ends_is_probed() -> None:
+    async with scene() as on:
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(*many(30))
+        await asyncio.sleep(40)
+        on.sender.always = OK
+        await asyncio.sleep(90)
+        assert on.told.lines.count("OK a deployed") == 30
+
+
+async def test_what_is_refused_for_good_does_not_go_round_with_every_success() -> None:
+    async with scene() as on:
+        on.sender.answers[NAME] = [Forbidden(reason="HTTP 403 Forbidden")] * 1000
+        on.see(running("a"))
+        for turn in range(60):
+            on.see(running("abcdef"[turn % 6], uid="2", app="other"))
+            await asyncio.sleep(50)
+        assert 2 <= sum(each.deployment_name == NAME for _, each in on.sender.sent) <= 4
+
+
+async def test_a_limit_outlives_a_restart() -> None:
+    async with scene() as on:
+        on.sender.answers[NAME] = [Limited(reason="HTTP 429", pause_seconds=100)]
+        on.see(running("a"))
+        await asyncio.sleep(1)
+        assert on.ledger.pause_until == on.pace.not_before
+
+
+async def test_what_was_not_found_before_a_restart_is_not_asked_for_by_each_name() -> None:
+    ledger = MemoryLedger()
+    async with scene(ledger=ledger) as on:
+        on.sender.always = UNKNOWN
+        on.see(*many(20))
+        await asyncio.sleep(10)
+    async with scene(ledger=ledger) as on:
+        on.sender.always = UNKNOWN
+        on.see(*many(20))
+        await asyncio.sleep(400)
+        assert len(on.sender.sent) == 1

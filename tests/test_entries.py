@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Final
 
 import pytest
-from hypothesis import Phase, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -18,6 +18,8 @@ from tests.support.builders import TEMPLATE, container, digest, pod, record, wor
 from tracker.answers import (
     Acknowledged,
     Answer,
+    BatchRefused,
+    BatchUnclear,
     Failed,
     Forbidden,
     Limited,
@@ -32,14 +34,17 @@ from tracker.entries import (
     SETTLE_SECONDS,
     UNCONFIRMED_SECONDS,
     Confirm,
+    Defer,
     Entry,
     Forget,
     Nothing,
     Send,
     State,
     Step,
+    Unknown,
     Wait,
     conclude,
+    defer,
     intend,
     next_step,
 )
@@ -218,8 +223,91 @@ def test_a_digest_that_is_not_found_is_asked_for_less_and_less_often() -> None:
         waits.append(entry.not_before)
     assert waits[:4] == [NOT_FOUND_SECONDS * 2**doubling for doubling in range(4)]
     assert waits[-1] == NOT_FOUND_CAP_SECONDS
-    jittered = conclude(intend(None, sending(A)), UNKNOWN, now=0.0, chance=0.99)
-    assert jittered.not_before == pytest.approx(NOT_FOUND_SECONDS * 1.099)
+
+
+@given(now=st.floats(0, 1e7), attempts=st.integers(1, 12))
+def test_what_is_not_found_together_is_asked_for_together(now: float, attempts: int) -> None:
+    def due(now: float) -> float:
+        intended = replace(intend(None, sending(A)), attempts=attempts)
+        due = conclude(intended, UNKNOWN, now=now, chance=0.5).not_before
+        assert due is not None
+        return due
+
+    delay = min(NOT_FOUND_SECONDS * 2 ** (attempts - 1), NOT_FOUND_CAP_SECONDS)
+    assert delay <= due(now) - now <= 1.1 * delay + 1e-6
+    moments = {due(now + delay * part / 100) for part in range(101)}
+    assert len(moments) <= 12, "an interval has ten such moments"
+
+
+FOUND_LATER: Final = Unknown(due=500.0, attempts=3, reason="HTTP 404")
+
+
+def of_unknown(judgement: Judgement, entry: Entry | None, now: float = 0.0) -> Step:
+    return next_step(
+        judgement, entry, absence_confirmed=True, now=now, unknown={A.digest: FOUND_LATER}
+    )
+
+
+def test_a_name_of_an_unknown_digest_does_not_ask() -> None:
+    step = of_unknown(deployed(A), None)
+    assert step == Defer(send=sending(A), unknown=FOUND_LATER)
+    entry = defer(None, step)
+    assert (entry.state, entry.sent, entry.attempts) == (State.NOT_FOUND, A, 3)
+    assert (entry.not_before, entry.reason) == (500.0, "HTTP 404")
+    assert of_unknown(deployed(A), entry) == Wait(until=500.0)
+    assert of_unknown(deployed(A), entry, now=500.0) == sending(A)
+    assert of_unknown(deployed(B), entry) == sending(B)
+    assert of_unknown(Absent(), entry) == Forget()
+
+
+def test_an_unknown_digest_displaces_what_stood() -> None:
+    step = of_unknown(deployed(A, displaced=True), after((B, OK)))
+    assert isinstance(step, Defer)
+    entry = defer(after((B, OK)), step)
+    assert entry.acknowledged == B
+    assert of_unknown(deployed(A, displaced=True), entry) == sending(GONE_B)
+
+
+def test_what_is_in_doubt_stays_so_when_its_successor_is_unknown() -> None:
+    entry = after((B, LOST))
+    step = of_unknown(deployed(A), entry, now=100.0)
+    assert isinstance(step, Defer)
+    assert defer(entry, step).in_doubt == B
+
+
+def test_a_decommission_is_asked_for_whatever_is_known_of_its_digest() -> None:
+    assert of_unknown(Absent(), after((A, OK))) == sending(GONE_A)
+
+
+def test_a_decommission_that_is_not_found_is_given_up_after_a_month() -> None:
+    entry = after((A, OK))
+    now = 0.0
+    for _ in range(1000):
+        found = step(Absent(), entry, now=now)
+        if isinstance(found, Forget):
+            break
+        assert isinstance(found, Send)
+        entry = conclude(intend(entry, found), UNKNOWN, now=now, chance=CHANCE)
+        assert entry.not_before is not None
+        now = entry.not_before
+    assert 30 * 24 * 3600 <= now <= 35 * 24 * 3600
+
+
+@pytest.mark.parametrize(
+    ("answer", "state"),
+    [
+        (BatchUnclear(reason="HTTP 200 unreadable"), State.OPEN),
+        (BatchRefused(reason="HTTP 422", by_content=True), State.CLEAN),
+        (BatchRefused(reason="HTTP 404", by_content=False), State.CLEAN),
+    ],
+)
+def test_what_is_said_of_a_batch_is_nothing_that_is_said_of_the_record(
+    answer: BatchUnclear | BatchRefused, state: State
+) -> None:
+    before = after((A, OK), (B, UNSENT))
+    entry = conclude(intend(before, sending(B)), answer, now=10.0, chance=CHANCE)
+    assert (entry.state, entry.reason, entry.acknowledged) == (state, "connection refused", A)
+    assert step(deployed(B), entry, now=10.0) == sending(B)
 
 
 def test_an_outage_is_asked_again_less_and_less_often() -> None:
@@ -234,7 +322,7 @@ def test_an_outage_is_asked_again_less_and_less_often() -> None:
 @pytest.mark.parametrize(
     ("answer", "state", "wait"),
     [
-        (UNKNOWN, State.NOT_FOUND, NOT_FOUND_SECONDS * 1.05),
+        (UNKNOWN, State.NOT_FOUND, 320),
         (REFUSED, State.PARKED, 86_400),
         (FORBIDDEN, State.PARKED, 3600),
         (LIMITED, State.CLEAN, 0),
@@ -421,6 +509,8 @@ class OneName(RuleBasedStateMachine):
                 self.confirmed = False
             case Wait(until=until):
                 assert until > self.now
+            case Defer():
+                raise AssertionError("nobody else asked for a digest")
         return found
 
     def send(self, send: Send, outcome: Outcome) -> None:

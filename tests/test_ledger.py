@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from tests.support.ledgers import IDENTITY, NOW, Wall, entry, numbers, record
 from tracker.entries import State
-from tracker.errors import LedgerWriteError
+from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.ledger import MemoryLedger, SqliteLedger
 from tracker.records import Status
 
@@ -298,7 +298,7 @@ async def test_an_entry_that_no_file_can_hold_fails_alone(path: Path) -> None:
             return_exceptions=True,
         )
         assert good is None
-        assert isinstance(bad, LedgerWriteError)
+        assert isinstance(bad, LedgerTextError)
         assert list(ledger.entries()) == [entry(1)]
 
 

@@ -15,7 +15,7 @@ from tests.support.ledgers import IDENTITY, NOW, Wall, entry, record, sums
 from tracker.entries import Entry, State, reopen
 from tracker.images import Digest
 from tracker.ledger import SqliteLedger
-from tracker.ledger_schema import MAX_AHEAD_SECONDS, Moment
+from tracker.ledger_schema import MAX_AHEAD_SECONDS, MAX_PAUSE_SECONDS, Moment
 from tracker.records import Record, Status
 from tracker.workloads import Workload
 
@@ -149,13 +149,14 @@ async def test_a_send_that_was_under_way_comes_back_as_such(path: Path) -> None:
 
 
 async def test_pause_and_clusters_outlive_a_restart(path: Path) -> None:
+    until = asyncio.get_running_loop().time() + 60
     async with SqliteLedger(path=path, identity=IDENTITY) as ledger:
-        await ledger.set_pause_until(NOW + 60)
+        await ledger.set_pause_until(until)
         assert await ledger.seen_cluster("one")
         await ledger.put(entry(1))
     for _ in range(2):
         async with SqliteLedger(path=path, identity=IDENTITY) as ledger:
-            assert ledger.pause_until == NOW + 60
+            assert ledger.pause_until == pytest.approx(until, abs=1)
             assert not await ledger.seen_cluster("two")
     async with SqliteLedger(path=path, identity=IDENTITY) as ledger:
         await ledger.adopt_cluster("two")
@@ -165,6 +166,14 @@ async def test_pause_and_clusters_outlive_a_restart(path: Path) -> None:
     async with SqliteLedger(path=path, identity=other_host) as ledger:
         assert ledger.pause_until == 0, "another host's limit is not this one's"
         assert await ledger.seen_cluster("three")
+
+
+async def test_a_pause_is_never_long_for_a_clock_that_jumped(path: Path) -> None:
+    now = asyncio.get_running_loop().time()
+    async with SqliteLedger(path=path, identity=IDENTITY, wall=lambda: 2e9) as ledger:
+        await ledger.set_pause_until(now + 60)
+    async with SqliteLedger(path=path, identity=IDENTITY, wall=lambda: 1e9) as ledger:
+        assert ledger.pause_until == pytest.approx(now + MAX_PAUSE_SECONDS, abs=1)
 
 
 async def test_a_restart_without_change_writes_nothing(path: Path) -> None:

@@ -20,7 +20,7 @@ import structlog
 from tracker import __version__
 from tracker.auth import FixedToken
 from tracker.cluster import Cluster
-from tracker.delivery import Delivery, Pause
+from tracker.delivery import Delivery
 from tracker.drift import is_mass
 from tracker.entries import Entry
 from tracker.errors import LedgerError
@@ -28,6 +28,7 @@ from tracker.github import GitHub
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
+from tracker.pacing import Pace
 from tracker.pods import Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
@@ -71,7 +72,12 @@ class Tracker:
         self.settings = settings
         self.cluster = cluster
         self.ledger = ledger
-        self.pause = Pause()
+        self.pace = Pace(
+            rate=settings.github_rate,
+            burst=settings.github_burst,
+            chance=chance,
+            not_before=ledger.pause_until,
+        )
         self.inventory = Inventory(template=settings.dn_template)
         self._fingerprint = fingerprint
         self._foreign = foreign
@@ -109,8 +115,9 @@ class Tracker:
                 now=lambda: datetime.now(tz=UTC),
                 as_json=settings.log_format == "json",
             ),
-            pause=self.pause,
+            pace=self.pace,
             workers=settings.workers,
+            batches=bool(settings.cluster) and settings.bulk_cluster_sync,
             chance=chance,
         )
         self._tasks: list[asyncio.Task[None]] = []
@@ -267,7 +274,7 @@ class Tracker:
             standing=len(standing),
         )
         self.look_at_all()
-        self.pause.open()
+        self.pace.open()
         await self._reconciler.run()
 
     async def _age(self) -> None:

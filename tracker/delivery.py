@@ -6,20 +6,40 @@ out when it is sent, so the newest state always wins and memory is bounded by th
 take names from it; a name is with one worker at a time, so two requests for it are never under
 way together and an older state never follows a newer one.
 
+A worker that finds one name posts it. When a second has not passed since the last send it gathers
+until then, and what it has goes in one call, up to a thousand names. What a batch leaves open is
+asked for in halves until each culprit stands alone, so that one bad record costs the others
+nothing. What GitHub refused before, and what is posted again only to be sure, goes *behind*: a
+worker of its own takes it, and leaves the pace to the others.
+
 Delivery is at least once. The intent is in the ledger before bytes leave and the acknowledgement
 after GitHub gave it; a stop between the two means one more identical post.
 """
 
 import asyncio
-from collections.abc import Callable, Collection
+import json
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Protocol, assert_never
 
 import structlog
 
-from tracker.answers import Acknowledged, Answer, Failed, Limited, Unauthorized
+from tracker.answers import (
+    Acknowledged,
+    Answer,
+    BatchAnswer,
+    BatchRefused,
+    BatchUnclear,
+    Failed,
+    Forbidden,
+    Limited,
+    Unauthorized,
+)
+from tracker.batches import SINGLES_SECONDS, Batching, Part, Said, follow, said_of_each
 from tracker.entries import (
     Confirm,
+    Defer,
     Entry,
     Forget,
     Nothing,
@@ -28,35 +48,47 @@ from tracker.entries import (
     Step,
     Wait,
     conclude,
+    defer,
     intend,
+    is_asked_again,
     next_step,
 )
-from tracker.errors import TrackerError
+from tracker.errors import LedgerWriteError, TrackerError
+from tracker.images import Digest
 from tracker.inventory import Judgement
+from tracker.pacing import Pace
 from tracker.records import Record
+from tracker.refusals import Refusals
 from tracker.workloads import Workload
 
-__all__ = ["Absences", "Delivery", "Ledger", "Pause", "Reporter", "Sender"]
+__all__ = ["Absences", "Delivery", "Ledger", "Reporter", "Sender"]
 
-FIRST_PAUSE_SECONDS = 60.0
-MAX_PAUSE_SECONDS = 3600.0
-MAX_STREAK = 6
-"""Limits in a row that are counted: the sixth doubling is over the longest pause."""
+GATHER_SECONDS = 1.0
+"""A send less than this after the last one waits for the time to end and gathers."""
+MAX_BATCH_BYTES = 512 * 1024
+RESERVED_BYTES = 16 * 1024
+"""What is left of a batch's size for the record that is over it and for what surrounds them."""
 DRAIN_LOOK_SECONDS = 0.1
 """How often a drain looks whether a pause has begun that it can't outlast."""
 LEDGER_RETRY_SECONDS = 5.0
 """How long a name rests whose entry could not be written."""
 BROKEN_NAME_SECONDS = 60.0
 """How long a name rests after an error of ours, so that a bug can't spin."""
+BREATH = 100
+"""Names that are looked at before the loop gets to do something else."""
 
 _log = structlog.get_logger(__name__)
 
 
 class Sender(Protocol):
-    """Posts one record. Never raises for what a network or GitHub can do: it answers `Failed`."""
+    """Posts records. Never raises for what a network or GitHub can do: it answers `Failed`."""
 
     async def send(self, record: Record) -> Answer:
         """Post a record and return what GitHub said."""
+        ...
+
+    async def send_batch(self, records: Sequence[Record]) -> BatchAnswer:
+        """Post records of different names in one call and return what GitHub said."""
         ...
 
 
@@ -67,12 +99,20 @@ class Ledger(Protocol):
         """Return the entry of a name, or None when there is none."""
         ...
 
-    async def put(self, entry: Entry) -> None:
-        """Write an entry; it is kept when this returns."""
+    def entries(self) -> Collection[Entry]:
+        """Return all entries, as they are now."""
         ...
 
-    async def forget(self, name: str) -> None:
-        """Drop the entry of a name."""
+    async def put(self, *entries: Entry) -> None:
+        """Write entries, all or none; they are kept when this returns."""
+        ...
+
+    async def forget(self, *names: str) -> None:
+        """Drop the entries of names."""
+        ...
+
+    async def set_pause_until(self, time: float) -> None:
+        """Keep the time (of the loop's clock) before which nothing is sent."""
         ...
 
 
@@ -104,59 +144,12 @@ class Reporter(Protocol):
         ...
 
 
-class Pause:
-    """
-    What all workers wait for before they send: a first permission, and a time that moves later.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Planned:
+    """A record to be sent now, and the entry of its name as it is."""
 
-    `not_before` is in seconds of the running loop's clock.
-    """
-
-    def __init__(self) -> None:
-        self._opened = asyncio.Event()
-        self._streak = 0
-        self.not_before = 0.0
-
-    def open(self) -> None:
-        """Permit sending: what the cluster held at the start is known."""
-        self._opened.set()
-
-    @property
-    def is_open(self) -> bool:
-        """Tell whether sending was ever permitted."""
-        return self._opened.is_set()
-
-    @property
-    def permits(self) -> bool:
-        """Tell whether sending is permitted now."""
-        return self.is_open and self.not_before <= asyncio.get_running_loop().time()
-
-    async def passed(self) -> None:
-        """Wait until sending is permitted."""
-        await self._opened.wait()
-        loop = asyncio.get_running_loop()
-        # The time may move later while this waits for it.
-        while (left := self.not_before - loop.time()) > 0:  # noqa: ASYNC110 - a time, not an event
-            await asyncio.sleep(left)
-
-    def note(self, answer: Answer) -> float:
-        """Take note of an answer; return the seconds by which it stops everyone, mostly 0."""
-        now = asyncio.get_running_loop().time()
-        left = max(self.not_before - now, 0.0)
-        match answer:
-            case Limited(pause_seconds=seconds) if seconds is not None:
-                pause = seconds
-            case Limited() | Unauthorized():
-                # What was under way when the pause began is told of the same limit once more.
-                pause = left or min(FIRST_PAUSE_SECONDS * 2.0**self._streak, MAX_PAUSE_SECONDS)
-            case Failed():
-                return 0.0  # nobody said that the limit is over
-            case _:
-                self._streak = 0
-                return 0.0
-        if not left:
-            self._streak = min(self._streak + 1, MAX_STREAK)
-        self.not_before = max(self.not_before, now + pause)
-        return pause
+    entry: Entry | None
+    send: Send
 
 
 class Delivery:
@@ -164,8 +157,8 @@ class Delivery:
     The queue of names and its workers.
 
     `judge(name, held)` says what should stand, `held` being what GitHub holds as far as is known;
-    `chance()` gives a random number in [0, 1) for jitter. `run` never returns; `touch` may be
-    called before it runs.
+    `batches` says whether records may be sent together; `chance()` gives a random number in [0, 1)
+    for jitter. `run` never returns; `touch` may be called before it runs. The ledger is open.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -176,8 +169,9 @@ class Delivery:
         sender: Sender,
         absences: Absences,
         reporter: Reporter,
-        pause: Pause,
+        pace: Pace,
         workers: int,
+        batches: bool,
         chance: Callable[[], float],
     ) -> None:
         self._judge = judge
@@ -185,15 +179,24 @@ class Delivery:
         self._sender = sender
         self._absences = absences
         self._reporter = reporter
-        self._pause = pause
+        self._pace = pace
         self._workers = workers
+        self._batching = Batching(permitted=batches)
         self._chance = chance
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._busy: set[str] = set()
         self._again: set[str] = set()
-        self._reposts: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._gathering = asyncio.Lock()
+        self._sent_at = float("-inf")
+        # What goes behind, in its order, and what is posted again though it is acknowledged.
+        self._behind: dict[str, None] = {}
+        self._is_behind = asyncio.Event()
+        self._reposts: set[str] = set()
+        # What waits for something that may come about for many names at once.
+        self._refusals = Refusals(ledger.entries())
+        self._probe: asyncio.TimerHandle | None = None
 
     @property
     def backlog(self) -> int:
@@ -225,6 +228,7 @@ class Delivery:
         async with asyncio.TaskGroup() as group:
             for number in range(self._workers):
                 group.create_task(self._work(), name=f"delivery-{number}")
+            group.create_task(self._work_behind(), name="delivery-behind")
 
     async def drain(self, timeout_seconds: float) -> int:
         """
@@ -237,7 +241,7 @@ class Delivery:
         deadline = loop.time() + timeout_seconds
         with suppress(TimeoutError):
             async with asyncio.timeout_at(deadline):
-                while self._pause.is_open and await self._idle(deadline):
+                while self._pace.is_open and await self._idle(deadline):
                     due = min((timer.when() for timer in self._timers.values()), default=deadline)
                     if due >= deadline:
                         break
@@ -251,9 +255,9 @@ class Delivery:
         """Wait until nothing is queued; return False as soon as a pause outlasts the deadline."""
         idle = asyncio.create_task(self._queue.join(), name="drain")
         try:
-            while not idle.done() and self._pause.not_before < deadline:
+            while not idle.done() and self._pace.not_before < deadline:
                 await asyncio.wait({idle}, timeout=DRAIN_LOOK_SECONDS)
-            return idle.done() and self._pause.not_before < deadline
+            return idle.done() and self._pace.not_before < deadline
         finally:
             idle.cancel()
 
@@ -268,106 +272,389 @@ class Delivery:
             case _:
                 return False
 
+    # Which names go next, and with which others.
+
+    async def _work(self) -> None:
+        while True:
+            async with self._gathering:
+                names = await self._gather()
+            try:
+                await self._deliver(names, behind=False)
+            finally:
+                for name in names:
+                    self._release(name)
+                    self._queue.task_done()
+
+    async def _work_behind(self) -> None:
+        while True:
+            await self._is_behind.wait()
+            await self._pace.passed()
+            if self._batching.permits(asyncio.get_running_loop().time()):
+                # What was refused together is due together, and reposts come in a heap.
+                await asyncio.sleep(GATHER_SECONDS)
+            names, others = self._take_behind()
+            try:
+                await self._deliver(names, behind=True)
+            finally:
+                for name in names:
+                    self._release(name)
+            self._touch_all(others)
+
+    async def _gather(self) -> list[str]:
+        """
+        Return names to be sent together, at least one.
+
+        The last send's second is waited for and gathered in; a batch that is full, and one after a
+        quiet second, goes at once.
+        """
+        loop = asyncio.get_running_loop()
+        names: list[str] = []
+        size = looked_at = 0
+        while True:
+            await self._pace.passed()
+            now = loop.time()
+            ends = self._sent_at + GATHER_SECONDS if self._batching.permits(now) else now
+            if len(names) >= self._batching.most(now) or size > MAX_BATCH_BYTES - RESERVED_BYTES:
+                break
+            name = await self._next_name(ends if names else None)
+            if name is None:
+                break
+            looked_at += 1
+            if looked_at % BREATH == 0:
+                await asyncio.sleep(0)
+            self._queued.discard(name)
+            self._busy.add(name)
+            step = self._look(name, behind=False)
+            if step is None:
+                self._release(name)
+                self._queue.task_done()
+            else:
+                names.append(name)
+                size += _size(step)
+        if names:
+            self._sent_at = loop.time()
+        return names
+
+    async def _next_name(self, ends: float | None) -> str | None:
+        """Return the next name of the queue, or None when there is none until `ends`."""
+        with suppress(asyncio.QueueEmpty):
+            return self._queue.get_nowait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout_at(ends):
+                return await self._queue.get()
+        return None
+
+    def _take_behind(self) -> tuple[list[str], list[str]]:
+        """
+        Return names of those that go behind, to be sent together.
+
+        For a digest that is unknown only one of them asks; the others are the second list, and are
+        to be looked at when it has.
+        """
+        most = self._batching.most(asyncio.get_running_loop().time())
+        names: list[str] = []
+        others: list[str] = []
+        digests: set[Digest] = set()
+        size = 0
+        while self._behind and len(names) < most and size <= MAX_BATCH_BYTES - RESERVED_BYTES:
+            name = next(iter(self._behind))
+            del self._behind[name]
+            if name in self._busy or name in self._queued:
+                continue  # it is looked at anyway, and comes back
+            step = self._look(name, behind=True)
+            if step is None:
+                continue
+            if isinstance(step, Send) and self._refusals.is_unknown(step.record):
+                if step.record.digest in digests:
+                    others.append(name)
+                    continue
+                digests.add(step.record.digest)
+            self._busy.add(name)
+            names.append(name)
+            size += _size(step)
+        if not self._behind:
+            self._is_behind.clear()
+        return names, others
+
+    def _release(self, name: str) -> None:
+        """Let go of a name that a worker had."""
+        self._busy.discard(name)
+        if name in self._again:
+            self._again.discard(name)
+            self.touch(name)
+
+    # What is to be done about a name.
+
     def _next_step(self, name: str, entry: Entry | None) -> Step:
         judgement = self._judge(name, None if entry is None else entry.held)
         now = asyncio.get_running_loop().time()
         confirmed = self._absences.confirmed(name)
-        return next_step(judgement, entry, absence_confirmed=confirmed, now=now)
-
-    async def _work(self) -> None:
-        while True:
-            name = await self._queue.get()
-            self._queued.discard(name)
-            self._busy.add(name)
-            try:
-                await self._advance(name)
-            except TrackerError as error:
-                # The ledger could not be written: what was not written has not happened.
-                _log.error("put off", deployment_name=name, reason=str(error))
-                self._look_again(name, asyncio.get_running_loop().time() + LEDGER_RETRY_SECONDS)
-            except Exception:  # noqa: BLE001 - the top of a worker's loop, told and looked at again
-                # Whatever one name can do to us, the others go on; it is looked at again later.
-                _log.exception("name failed", deployment_name=name)
-                self._look_again(name, asyncio.get_running_loop().time() + BROKEN_NAME_SECONDS)
-            finally:
-                self._busy.discard(name)
-                if name in self._again:
-                    self._again.discard(name)
-                    self.touch(name)
-                self._queue.task_done()
-
-    async def _advance(self, name: str) -> None:
-        """Do the next step for a name."""
-        await self._pause.passed()
-        entry = self._ledger.get(name)
-        match self._next_step(name, entry):
-            case Send() as step:
-                await self._send(entry, step)
-                self.touch(name)
-            case Wait(until=until):
-                self._look_again(name, until)
-            case Confirm(workload=workload, absent=absent):
-                self._absences.want(name, workload, absent=absent)
-            case Forget():
-                self._absences.withdraw(name)
-                await self._ledger.forget(name)
-            case Nothing():
-                self._absences.withdraw(name)
-                if name in self._reposts and entry is not None:
-                    await self._repost(entry)
-            case never:
-                assert_never(never)
-
-    async def _repost(self, entry: Entry) -> None:
-        """Post what is acknowledged again, unless something newer may have landed."""
-        if entry.acknowledged is None or entry.in_doubt is not None:
-            return
-        send = Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
-        await self._send(entry, send)
-        self.touch(entry.deployment_name)
-
-    async def _send(self, entry: Entry | None, send: Send) -> None:
-        self._reposts.discard(send.record.deployment_name)
-        intended = intend(entry, send)
-        await self._ledger.put(intended)
-        if not self._pause.permits:
-            # A limit came while the intent was written. Nothing has left: nothing is open.
-            await self._undo(entry, intended)
-            return
-        answer = await self._sender.send(send.record)
-        concluded = conclude(
-            intended, answer, now=asyncio.get_running_loop().time(), chance=self._chance()
+        if entry is not None and self._refusals.is_due(name):
+            entry = replace(entry, not_before=None)
+        return next_step(
+            judgement, entry, absence_confirmed=confirmed, now=now, unknown=self._refusals.unknown
         )
-        if pause := self._pause.note(answer):
-            _log.warning("sending paused", seconds=round(pause, 1), reason=concluded.reason)
-        # What GitHub said is kept and told even when a stop cancels us here.
-        kept = asyncio.ensure_future(self._keep(intended, concluded, answer))
+
+    def _look(self, name: str, *, behind: bool) -> Send | Defer | Forget | None:
+        """
+        Return what a worker is to do about a name; do it if it takes no time, and return None.
+
+        Whatever one name can do to us, the others go on; it is looked at again later.
+        """
         try:
-            await asyncio.shield(kept)
-        except asyncio.CancelledError:
-            await asyncio.wait([kept])
-            raise
+            entry = self._ledger.get(name)
+            step = self._next_step(name, entry)
+            if isinstance(step, Nothing) and name in self._reposts:
+                step = _repost(entry) or step
+            match step:
+                case Send(record=record) if not behind and self._goes_behind(name, entry, record):
+                    self._behind[name] = None
+                    self._is_behind.set()
+                case Send() | Defer() | Forget():
+                    return step
+                case Wait(until=until):
+                    self._look_again(name, until)
+                    if entry is not None and entry.sent is not None:
+                        self._refusals.unknown.wait(entry.sent.digest, name)
+                case Confirm(workload=workload, absent=absent):
+                    self._absences.want(name, workload, absent=absent)
+                case Nothing():
+                    self._absences.withdraw(name)
+                    self._refusals.rest(name)
+                    self._reposts.discard(name)
+                case never:
+                    assert_never(never)
+        except Exception:  # noqa: BLE001 - told and looked at again
+            _log.exception("name failed", deployment_name=name)
+            self._look_again(name, asyncio.get_running_loop().time() + BROKEN_NAME_SECONDS)
+        return None
 
-    async def _undo(self, entry: Entry | None, intended: Entry) -> None:
-        """Have the ledger say what it said before an intent."""
-        if entry is None:
-            await self._ledger.forget(intended.deployment_name)
-        else:
-            await self._ledger.put(entry)
-
-    async def _keep(self, intended: Entry, concluded: Entry, answer: Answer) -> None:
-        """Write down what came of a send, then tell it."""
-        await self._ledger.put(concluded)
-        record = intended.sent
-        if record is None:
-            return
-        if isinstance(answer, Acknowledged):
-            self._reporter.acknowledged(record)
-        elif answer.reason != intended.reason:
-            self._reporter.failed(record, answer.reason)
+    def _goes_behind(self, name: str, entry: Entry | None, record: Record) -> bool:
+        """Tell whether a record is one that was refused, or only posted again to be sure."""
+        if self._refusals.is_unknown(record):
+            return True
+        if entry is None or record == entry.acknowledged:
+            return name in self._reposts
+        return is_asked_again(entry, record)
 
     def _look_again(self, name: str, when: float) -> None:
         loop = asyncio.get_running_loop()
         if (timer := self._timers.get(name)) is not None:
             timer.cancel()
         self._timers[name] = loop.call_at(when, self.touch, name)
+
+    # Sending.
+
+    async def _deliver(self, names: Sequence[str], *, behind: bool) -> None:
+        """Send what is to be sent of these names; halve what goes wrong together."""
+        parts = [Part(names=tuple(sorted(names)))] if names else []
+        while parts:
+            part = parts.pop()
+            try:
+                parts += await self._post(part, behind=behind)
+            except LedgerWriteError as error:
+                # What was not written has not happened.
+                self._put_off(part.names, str(error))
+            except Exception as error:  # noqa: BLE001 - the top of a worker's loop
+                if len(part.names) > 1:
+                    parts += part.halves(part.names)
+                elif isinstance(error, TrackerError):
+                    self._put_off(part.names, str(error))
+                else:
+                    (name,) = part.names
+                    _log.exception("name failed", deployment_name=name)
+                    self._look_again(name, asyncio.get_running_loop().time() + BROKEN_NAME_SECONDS)
+
+    def _put_off(self, names: Sequence[str], reason: str) -> None:
+        _log.error("put off", deployment_name=names[0], names=len(names), reason=reason)
+        for name in names:
+            self._look_again(name, asyncio.get_running_loop().time() + LEDGER_RETRY_SECONDS)
+
+    async def _post(self, part: Part, *, behind: bool) -> list[Part]:
+        """Send what is to be sent of a part; return what is to follow, the last one first."""
+        async with self._pace.turn(behind=behind):
+            planned = await self._plan(part.names, behind=behind)
+            if not planned:
+                return []
+            intended = [self._intend(each) for each in planned]
+            await self._ledger.put(*intended)
+            if not self._pace.permits:
+                # A limit came while the intent was written. Nothing has left: nothing is open.
+                await self._undo(planned)
+                return []
+            if len(planned) == 1:
+                await self._post_single(intended[0], planned[0].send.record, part)
+                return []
+            return await self._post_batch(intended, [each.send.record for each in planned], part)
+
+    async def _plan(self, names: Sequence[str], *, behind: bool) -> list[_Planned]:
+        """Look at names once more, now that they can be sent; do all else that is to be done."""
+        planned: list[_Planned] = []
+        deferred: list[Entry] = []
+        forgotten: list[str] = []
+        for count, name in enumerate(names, start=1):
+            if count % BREATH == 0:
+                await asyncio.sleep(0)
+            match self._look(name, behind=behind):
+                case Send() as send:
+                    planned.append(_Planned(entry=self._ledger.get(name), send=send))
+                case Defer() as step:
+                    deferred.append(defer(self._ledger.get(name), step))
+                case Forget():
+                    forgotten.append(name)
+                case None:
+                    pass
+        await self._defer(deferred)
+        await self._forget(forgotten)
+        return planned
+
+    async def _defer(self, entries: Sequence[Entry]) -> None:
+        """Write down that these wait for what is answered for their digests."""
+        if not entries:
+            return
+        await self._ledger.put(*entries)
+        for entry in entries:
+            self.touch(entry.deployment_name)
+            if entry.sent is not None:
+                self._reporter.failed(entry.sent, entry.reason)
+
+    async def _forget(self, names: Sequence[str]) -> None:
+        """Forget names that GitHub never heard of and no pod holds."""
+        if not names:
+            return
+        await self._ledger.forget(*names)
+        for name in names:
+            self._absences.withdraw(name)
+            self._refusals.forget(name)
+            self._reposts.discard(name)
+
+    def _intend(self, planned: _Planned) -> Entry:
+        name = planned.send.record.deployment_name
+        self._reposts.discard(name)
+        self.touch(name)  # whatever comes of it is looked at
+        return self._refusals.intend(intend(planned.entry, planned.send))
+
+    async def _undo(self, planned: Iterable[_Planned]) -> None:
+        """Have the ledger say what it said before the intents."""
+        before = [each.entry for each in planned if each.entry is not None]
+        fresh = [each.send.record.deployment_name for each in planned if each.entry is None]
+        if before:
+            await self._ledger.put(*before)
+        if fresh:
+            await self._ledger.forget(*fresh)
+
+    async def _post_single(self, intended: Entry, record: Record, part: Part) -> None:
+        said = await self._sender.send(record)
+        self._batching.note(said, 1, now=asyncio.get_running_loop().time())
+        if part.deciding:
+            said = self._decide(said)
+        await self._conclude([intended], [said], said)
+
+    def _decide(self, said: Answer) -> Answer:
+        """Judge by the answer to one record alone why the batch with it was refused."""
+        if isinstance(said, Forbidden):
+            # It is not the batch: nothing may be written, and to ask for each would not help.
+            return Unauthorized(reason=said.reason)
+        if not isinstance(said, Limited | Unauthorized | Failed):
+            self._send_singly("GitHub refuses batches and takes single records")
+        return said
+
+    def _send_singly(self, reason: str) -> None:
+        self._batching.send_singly(asyncio.get_running_loop().time())
+        _log.warning("records go one by one", reason=reason, seconds=SINGLES_SECONDS)
+
+    async def _post_batch(
+        self, intended: Sequence[Entry], records: Sequence[Record], part: Part
+    ) -> list[Part]:
+        said = await self._sender.send_batch(records)
+        self._batching.note(said, len(records), now=asyncio.get_running_loop().time())
+        each = said_of_each(said, len(records))
+        await self._conclude(intended, each, said)
+        left = tuple(
+            record.deployment_name
+            for record, one in zip(records, each, strict=True)
+            if isinstance(one, BatchUnclear | BatchRefused)
+        )
+        following = follow(part, said, left)
+        if following is None:
+            self._send_singly("answers to batches can't be read")
+        return following or []
+
+    # What came of it.
+
+    async def _conclude(
+        self, intended: Sequence[Entry], each: Sequence[Said], said: Answer | BatchAnswer
+    ) -> None:
+        """Write down and tell what was said of each, and what follows for all."""
+        now = asyncio.get_running_loop().time()
+        chance = self._chance()  # the same for all of a batch: they stay together
+        concluded = [
+            conclude(entry, answer, now=now, chance=chance)
+            for entry, answer in zip(intended, each, strict=True)
+        ]
+        was_broken = self._pace.is_broken
+        pause = self._pace.note(said)
+        if pause:
+            reason = getattr(said, "reason", "")
+            _log.warning("sending paused", seconds=round(pause, 1), reason=reason)
+        for entry, after, answer in zip(intended, concluded, each, strict=True):
+            others = self._refusals.learn(
+                entry, after, answer, now=now, paused_until=self._pace.not_before
+            )
+            self._touch_all(others)
+        if was_broken and not self._pace.is_broken and not pause:
+            self._touch_all(self._refusals.recover())
+        self._plan_probe()
+        # What GitHub said is kept and told even when a stop cancels us here.
+        kept = asyncio.ensure_future(self._keep(intended, concluded, each, said))
+        try:
+            await asyncio.shield(kept)
+        except asyncio.CancelledError:
+            await asyncio.wait([kept])
+            raise
+
+    async def _keep(
+        self,
+        intended: Sequence[Entry],
+        concluded: Sequence[Entry],
+        each: Sequence[Said],
+        said: Answer | BatchAnswer,
+    ) -> None:
+        await self._ledger.put(*concluded)
+        for entry, answer in zip(intended, each, strict=True):
+            record = entry.sent
+            if record is None or isinstance(answer, BatchRefused | BatchUnclear):
+                continue
+            if isinstance(answer, Acknowledged):
+                self._reporter.acknowledged(record)
+            elif answer.reason != entry.reason:
+                self._reporter.failed(record, answer.reason)
+        if isinstance(said, Limited):
+            await self._ledger.set_pause_until(self._pace.not_before)
+
+    def _touch_all(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.touch(name)
+
+    def _plan_probe(self) -> None:
+        """Ask for one refused name now and then: when only that is left, nothing else would."""
+        spell = self._refusals.spell
+        if self._probe is None and spell.probe() is not None:
+            loop = asyncio.get_running_loop()
+            self._probe = loop.call_later(spell.probe_seconds(), self._send_probe)
+
+    def _send_probe(self) -> None:
+        self._probe = None
+        self._touch_all(self._refusals.probe())
+
+
+def _repost(entry: Entry | None) -> Send | None:
+    """Return the post of what is acknowledged, unless something newer may have landed."""
+    if entry is None or entry.acknowledged is None or entry.in_doubt is not None:
+        return None
+    return Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
+
+
+def _size(step: Send | Defer | Forget) -> int:
+    """Return the bytes, about, that a step adds to a batch."""
+    return len(json.dumps(step.record.fields())) if isinstance(step, Send) else 0

@@ -2,9 +2,9 @@
 What the ledger knows of one deployment name, and what follows from it.
 
 An entry holds two records: the one that GitHub *acknowledged* and the one that was last *sent*
-and is not acknowledged. Everything that delivery does to a name is one of three steps, each a
+and is not acknowledged. Everything that delivery does to a name is one of a few steps, each a
 function of values: `next_step` says what to do now, `intend` writes down what is about to leave,
-`conclude` writes down what came of it. The rule behind all three is
+`conclude` writes down what came of it. The rule behind them is
 
     post = what should stand - what GitHub acknowledged
 
@@ -12,16 +12,24 @@ and the care is for sends whose outcome is not known. Such a send is *open*: it 
 and it may land late, after a newer one. So a state that follows an open one of the same name is
 posted once more, two minutes after it was acknowledged.
 
+A digest that GitHub does not know is *unknown* for every name that runs it: one name asks for all
+of them, and the others are written down as if they had asked (`defer`).
+
 Times are seconds of whatever clock the caller uses, as long as it is the same one everywhere.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import assert_never
+from types import MappingProxyType
+from typing import Final, assert_never
 
 from tracker.answers import (
     Acknowledged,
     Answer,
+    BatchRefused,
+    BatchUnclear,
     Failed,
     Forbidden,
     Limited,
@@ -31,21 +39,26 @@ from tracker.answers import (
     Unconfirmed,
 )
 from tracker.backoff import CAP_SECONDS, delay_after
+from tracker.images import Digest
 from tracker.inventory import Absent, Deployed, Held, Judgement
 from tracker.records import Record, Status
 from tracker.workloads import Workload
 
 __all__ = [
     "Confirm",
+    "Defer",
     "Entry",
     "Forget",
     "Nothing",
     "Send",
     "State",
     "Step",
+    "Unknown",
     "Wait",
     "conclude",
+    "defer",
     "intend",
+    "is_asked_again",
     "next_step",
     "reopen",
 ]
@@ -55,6 +68,10 @@ SETTLE_SECONDS = 120.0
 NOT_FOUND_SECONDS = 300.0
 """The first wait after GitHub did not know a digest: attestations often come minutes later."""
 NOT_FOUND_CAP_SECONDS = 6 * 3600.0
+NOT_FOUND_PARTS = 10
+"""Moments of an interval at which what is not found is asked for, each together for many names."""
+GIVE_UP_SECONDS = 30 * 24 * 3600.0
+"""How long a decommission is asked for of which GitHub knows no artifact any more."""
 FORBIDDEN_SECONDS = 3600.0
 """How long a record parks that the token may not write."""
 REJECTED_SECONDS = 24 * 3600.0
@@ -141,6 +158,27 @@ class Send:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Unknown:
+    """
+    A digest that GitHub did not know when it was asked, `attempts` times in a row.
+
+    It is asked for again at `due`; `reason` is what GitHub said.
+    """
+
+    due: float
+    attempts: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Defer:
+    """Don't send: the digest is unknown. Write that down as this name's answer, too."""
+
+    send: Send
+    unknown: Unknown
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
     """Look again at this time, or when something changes."""
 
@@ -170,18 +208,45 @@ class Nothing:
     """GitHub holds what should stand."""
 
 
-Step = Send | Wait | Confirm | Forget | Nothing
+Step = Send | Defer | Wait | Confirm | Forget | Nothing
+
+_NONE_UNKNOWN: Final[Mapping[Digest, Unknown]] = MappingProxyType({})
 
 
 def next_step(
-    judgement: Judgement, entry: Entry | None, *, absence_confirmed: bool, now: float
+    judgement: Judgement,
+    entry: Entry | None,
+    *,
+    absence_confirmed: bool,
+    now: float,
+    unknown: Mapping[Digest, Unknown] = _NONE_UNKNOWN,
 ) -> Step:
     """
     Return what to do about a name, given what should stand and what GitHub acknowledged.
 
     `absence_confirmed` says that a consistent list, newer than the name's last pod event, showed
-    that nothing runs which is not known here.
+    that nothing runs which is not known here. `unknown` are the digests that GitHub does not know.
     """
+    step = _step_of_its_own(judgement, entry, absence_confirmed=absence_confirmed, now=now)
+    if not isinstance(step, Send) or step.record.status is Status.DECOMMISSIONED:
+        return step
+    found = unknown.get(step.record.digest)
+    if found is None or now >= found.due:
+        return step
+    if entry is not None and is_asked_again(entry, step.record):
+        return Wait(until=found.due)
+    return Defer(send=step, unknown=found)
+
+
+def is_asked_again(entry: Entry | None, record: Record) -> bool:
+    """Tell whether this record is one that GitHub refused: it goes behind what is new."""
+    return entry is not None and entry.state in _REFUSED and entry.sent == record
+
+
+def _step_of_its_own(
+    judgement: Judgement, entry: Entry | None, *, absence_confirmed: bool, now: float
+) -> Step:
+    """Return what to do about a name, whatever is known of its digest by others."""
     match judgement:
         case Deployed():
             return _step_deployed(judgement, entry, now, confirmed=absence_confirmed)
@@ -221,55 +286,97 @@ def intend(entry: Entry | None, send: Send) -> Entry:
     )
 
 
-def conclude(entry: Entry, answer: Answer, *, now: float, chance: float) -> Entry:
+def defer(entry: Entry | None, step: Defer) -> Entry:
+    """Return the entry as if its record had been sent and its digest not been found."""
+    unknown = step.unknown
+    return replace(
+        intend(entry, step.send),
+        state=State.NOT_FOUND,
+        reason=unknown.reason,
+        attempts=unknown.attempts,
+        not_before=unknown.due,
+    )
+
+
+def conclude(
+    entry: Entry, answer: Answer | BatchRefused | BatchUnclear, *, now: float, chance: float
+) -> Entry:
     """
     Return the entry after an answer to the send of `entry.sent`, which must be set.
 
+    What was said of a batch as a whole leaves the record to be sent at once, with fewer others.
     `chance` is a random number in [0, 1) for the jitter of what is asked again.
     """
-    match answer:
-        case Acknowledged():
-            return replace(
-                entry,
-                acknowledged=entry.sent,
-                acknowledged_at=now,
-                sent=None,
-                state=State.CLEAN,
-                reason="",
-                attempts=0,
-                not_before=None,
-                unsettled=None,
-                settle_at=_settle_at(entry, now),
-                refused=None,
-            )
-        case NotFound():
-            state, until = State.NOT_FOUND, now + _not_found_delay(entry.attempts, chance)
-            # With a time to settle at, another record may have landed than the one to take back.
-            nothing_held = entry.acknowledged is None and entry.settle_at is None
-            if nothing_held and entry.sent and entry.sent.status is Status.DECOMMISSIONED:
-                # GitHub never held it: there is nothing to take back.
-                return replace(entry, sent=None, state=State.CLEAN, not_before=None, unsettled=None)
-        case Forbidden():
-            state, until = State.PARKED, now + FORBIDDEN_SECONDS
-        case Rejected():
-            state, until = State.PARKED, now + REJECTED_SECONDS
-        case Unconfirmed():
-            # Once more at once; a server that says it again will not say otherwise by being asked.
-            first = entry.attempts <= 1
-            state = State.OPEN if first else State.PARKED
-            until = now if first else now + UNCONFIRMED_SECONDS
-            # Parked or not, GitHub may hold it: it is not to be forgotten.
-            entry = replace(entry, unsettled=entry.unsettled if first else entry.sent)
-        case Unauthorized() | Limited():
-            state, until = State.CLEAN, now
-        case Failed():
-            state = State.OPEN if answer.landed else State.CLEAN
-            until = now + delay_after(entry.attempts, chance)
-        case _:
-            assert_never(answer)
+    if isinstance(answer, Acknowledged):
+        return _acknowledged(entry, now)
+    if isinstance(answer, NotFound) and _holds_nothing(entry):
+        # GitHub never held it: there is nothing to take back.
+        return replace(entry, sent=None, state=State.CLEAN, not_before=None, unsettled=None)
+    if isinstance(answer, BatchRefused | BatchUnclear):
+        # What is said of a batch is not this record's reason.
+        state = State.OPEN if isinstance(answer, BatchUnclear) else State.CLEAN
+        reason, until = entry.reason, now
+    else:
+        state, until = _after(entry, answer, now, chance)
+        reason = answer.reason
+    if isinstance(answer, Unconfirmed) and state is State.PARKED:
+        # Parked or not, GitHub may hold it: it is not to be forgotten.
+        entry = replace(entry, unsettled=entry.sent)
     if state is State.OPEN:
         entry = replace(entry, settle_at=_settle_at_least(entry, now))
-    return replace(entry, state=state, reason=answer.reason, not_before=until)
+    return replace(entry, state=state, reason=reason, not_before=until)
+
+
+def _acknowledged(entry: Entry, now: float) -> Entry:
+    return replace(
+        entry,
+        acknowledged=entry.sent,
+        acknowledged_at=now,
+        sent=None,
+        state=State.CLEAN,
+        reason="",
+        attempts=0,
+        not_before=None,
+        unsettled=None,
+        settle_at=_settle_at(entry, now),
+        refused=None,
+    )
+
+
+def _holds_nothing(entry: Entry) -> bool:
+    """Tell whether `entry.sent` is to take back something that was never there."""
+    # With a time to settle at, another record may have landed than the one to take back.
+    nothing_held = entry.acknowledged is None and entry.settle_at is None
+    return nothing_held and entry.sent is not None and entry.sent.status is Status.DECOMMISSIONED
+
+
+def _after(
+    entry: Entry,
+    answer: Unconfirmed | NotFound | Forbidden | Rejected | Unauthorized | Limited | Failed,
+    now: float,
+    chance: float,
+) -> tuple[State, float]:
+    """Return what is known of a record that was not acknowledged, and when to send it again."""
+    match answer:
+        case NotFound():
+            found = State.NOT_FOUND, _not_found_due(now, entry.attempts)
+        case Forbidden():
+            found = State.PARKED, now + FORBIDDEN_SECONDS
+        case Rejected():
+            found = State.PARKED, now + REJECTED_SECONDS
+        case Unconfirmed() if entry.attempts <= 1:
+            found = State.OPEN, now
+        case Unconfirmed():
+            # A server that says it twice will not say otherwise by being asked at once.
+            found = State.PARKED, now + UNCONFIRMED_SECONDS
+        case Unauthorized() | Limited():
+            found = State.CLEAN, now
+        case Failed(landed=landed):
+            state = State.OPEN if landed else State.CLEAN
+            found = state, now + delay_after(entry.attempts, chance)
+        case _:
+            assert_never(answer)
+    return found
 
 
 def reopen(entry: Entry, *, now: float) -> Entry:
@@ -321,6 +428,9 @@ def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> St
     record = entry.held.decommissioned()
     if entry.acknowledged == record and entry.in_doubt is None:
         return _settle(entry, now, displaced=True)
+    if is_asked_again(entry, record) and _not_found_seconds(entry) >= GIVE_UP_SECONDS:
+        # For a month GitHub knew no such artifact: there is nothing it could take back.
+        return Forget()
     if not confirmed:
         return Confirm(workload=entry.workload, absent=absent)
     send = Send(record=record, workload=entry.workload, container=entry.container)
@@ -380,7 +490,25 @@ def _settle_at_least(entry: Entry, now: float) -> float | None:
     return entry.settle_at
 
 
-def _not_found_delay(attempts: int, chance: float) -> float:
-    """Return 5 min, doubled with each attempt up to 6 h, with a tenth of jitter on top."""
-    doubled = NOT_FOUND_SECONDS * 2.0 ** min(max(attempts - 1, 0), 10)
-    return min(doubled, NOT_FOUND_CAP_SECONDS) * (1 + chance / 10)
+def _not_found_due(now: float, attempts: int) -> float:
+    """
+    Return when to ask again for what was not found: in 5 min, doubled with each attempt up to 6 h.
+
+    That is moved up to a tenth later, to one of the moments that all others with the same delay
+    have: so thousands of digests are asked for in a few requests, and the clocks of different
+    machines keep different trackers apart.
+    """
+    delay = _not_found_delay(attempts)
+    step = delay / NOT_FOUND_PARTS
+    return math.ceil((now + delay) / step) * step
+
+
+def _not_found_delay(attempts: int) -> float:
+    return min(NOT_FOUND_SECONDS * 2.0 ** min(max(attempts - 1, 0), 10), NOT_FOUND_CAP_SECONDS)
+
+
+def _not_found_seconds(entry: Entry) -> float:
+    """Return for how long, about, GitHub has not found what an entry asks for."""
+    if entry.state is not State.NOT_FOUND:
+        return 0.0
+    return sum(_not_found_delay(attempt) for attempt in range(1, entry.attempts))

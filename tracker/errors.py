@@ -7,6 +7,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
     └── LedgerError             the ledger's file can't be used
         ├── LedgerLockedError   another process has it
         ├── LedgerNewerError    a newer version wrote it
+        ├── LedgerTextError     an entry is not one that it can hold
         ├── LedgerUnusableError its place can't hold a ledger
         └── LedgerWriteError    a write failed while the tracker ran
 
@@ -18,6 +19,7 @@ __all__ = [
     "LedgerError",
     "LedgerLockedError",
     "LedgerNewerError",
+    "LedgerTextError",
     "LedgerUnusableError",
     "LedgerWriteError",
     "ListError",
@@ -47,6 +49,10 @@ class LedgerLockedError(LedgerError):
 
 class LedgerNewerError(LedgerError):
     """A newer version of this program wrote the ledger; the file was not touched."""
+
+
+class LedgerTextError(LedgerError):
+    """An entry holds what is no text; it was not written, nor was any that came with it."""
 
 
 class LedgerUnusableError(LedgerError):

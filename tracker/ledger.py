@@ -31,7 +31,7 @@ from typing import Self, TypeVar
 import structlog
 
 from tracker.entries import Entry
-from tracker.errors import LedgerError, LedgerWriteError
+from tracker.errors import LedgerError, LedgerTextError, LedgerWriteError
 from tracker.ledger_file import OpenFile, explain, open_file
 from tracker.ledger_schema import (
     DELETE_ENTRY,
@@ -82,7 +82,7 @@ class _Mirror:
 
     @property
     def pause_until(self) -> float:
-        """Return the wall time (seconds since the epoch) before which nothing is sent, or 0."""
+        """Return the time of the loop's clock before which nothing is sent, or 0."""
         return self._pause_until
 
     def _keep(self, entry: Entry, written_at: float) -> None:
@@ -130,13 +130,16 @@ class MemoryLedger(_Mirror):
     async def close(self) -> None:
         """Do nothing: there is nothing to close."""
 
-    async def put(self, entry: Entry) -> None:
-        """Write an entry."""
-        self._keep(entry, self._wall())
+    async def put(self, *entries: Entry) -> None:
+        """Write entries."""
+        now = self._wall()
+        for entry in entries:
+            self._keep(entry, now)
 
-    async def forget(self, name: str) -> None:
-        """Drop the entry of a name."""
-        self._drop(name)
+    async def forget(self, *names: str) -> None:
+        """Drop the entries of names."""
+        for name in names:
+            self._drop(name)
 
     async def seen_cluster(self, fingerprint: str) -> bool:
         """Note the cluster; return False when the entries are of another one."""
@@ -149,9 +152,9 @@ class MemoryLedger(_Mirror):
         """Take the entries for those of this cluster."""
         self._fingerprint = fingerprint
 
-    async def set_pause_until(self, wall_time: float) -> None:
-        """Keep the wall time before which nothing is sent; 0 for none."""
-        self._pause_until = wall_time
+    async def set_pause_until(self, time: float) -> None:
+        """Keep the time of the loop's clock before which nothing is sent."""
+        self._pause_until = time
 
     async def age_out(self, before_wall: float) -> int:
         """Drop what is over and was last written before that wall time; return how many."""
@@ -261,34 +264,31 @@ class SqliteLedger(_Mirror):
         """Return why the last write failed, or None when it was kept."""
         return self._failure
 
-    async def put(self, entry: Entry) -> None:
+    async def put(self, *entries: Entry) -> None:
         """
-        Write an entry; it is durable when this returns.
+        Write entries, all or none; they are durable when this returns.
 
         A caller that is cancelled meanwhile does not take the write back.
         """
         now = self._now()
-        try:
-            row = entry_row(self._identity_id, entry, now)
-        except UnicodeEncodeError as error:
-            raise LedgerWriteError(
-                f"the ledger can't hold {entry.deployment_name!a}: it has text that is no Unicode"
-            ) from error
+        statements = [(UPSERT_ENTRY, self._row(entry, now)) for entry in entries]
 
         def apply(_: Sequence[int]) -> int:
-            self._keep(entry, now.wall)
-            return 1
+            for entry in entries:
+                self._keep(entry, now.wall)
+            return len(entries)
 
-        await self._write([(UPSERT_ENTRY, row)], apply)
+        await self._write(statements, apply)
 
-    async def forget(self, name: str) -> None:
-        """Drop the entry of a name, durably."""
+    async def forget(self, *names: str) -> None:
+        """Drop the entries of names, all or none, durably."""
 
         def apply(counts: Sequence[int]) -> int:
-            self._drop(name)
+            for name in names:
+                self._drop(name)
             return sum(counts)
 
-        await self._write([(DELETE_ENTRY, (self._identity_id, name))], apply)
+        await self._write([(DELETE_ENTRY, (self._identity_id, name)) for name in names], apply)
 
     async def seen_cluster(self, fingerprint: str) -> bool:
         """
@@ -313,14 +313,15 @@ class SqliteLedger(_Mirror):
 
         await self._write([(UPDATE_FINGERPRINT, (fingerprint, self._identity_id))], apply)
 
-    async def set_pause_until(self, wall_time: float) -> None:
-        """Keep the wall time before which nothing is sent to this API host; 0 for none."""
+    async def set_pause_until(self, time: float) -> None:
+        """Keep the time of the loop's clock before which nothing is sent to this API host."""
 
         def apply(counts: Sequence[int]) -> int:
-            self._pause_until = wall_time
+            self._pause_until = time
             return sum(counts)
 
-        await self._write([(UPSERT_PAUSE, (self._identity.api_host, wall_time))], apply)
+        until = self._now().to_wall(time)
+        await self._write([(UPSERT_PAUSE, (self._identity.api_host, until))], apply)
 
     async def age_out(self, before_wall: float) -> int:
         """
@@ -354,6 +355,14 @@ class SqliteLedger(_Mirror):
         done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._queue.put(_Write(statements=statements, apply=apply, done=done))
         return await done
+
+    def _row(self, entry: Entry, now: Moment) -> Sequence[Value]:
+        try:
+            return entry_row(self._identity_id, entry, now)
+        except UnicodeEncodeError as error:
+            raise LedgerTextError(
+                f"the ledger can't hold {entry.deployment_name!a}: it has text that is no Unicode"
+            ) from error
 
     def _now(self) -> Moment:
         return Moment(loop=asyncio.get_running_loop().time(), wall=self._wall())

@@ -43,6 +43,9 @@ APPLICATION_ID = 0x67646570
 MAX_AHEAD_SECONDS = 24 * 3600.0
 """A wait read from the file is at most this long: a clock that jumped must not park a name."""
 
+MAX_PAUSE_SECONDS = 3600.0
+"""And nothing waits longer for what a limit of an earlier run asked for."""
+
 Value = str | int | float | None
 
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -176,7 +179,7 @@ class Contents:
 
     `identity_id` is its key in the file, `entries` are (entry, wall time of writing), `others`
     counts the entries of other identities, `fingerprint` is that of the cluster which the entries
-    are of, None before one was seen, `pause_until` is a wall time, 0 for none.
+    are of, None before one was seen, `pause_until` is a time of the loop's clock, 0 for none.
     """
 
     identity_id: int
@@ -258,7 +261,7 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
         entries=[_entry(row, now) for row in connection.execute(_SELECT_ENTRIES, (identity_id,))],
         others=others,
         fingerprint=fingerprint,
-        pause_until=0.0 if pause is None else float(pause[0]),
+        pause_until=(now.to_loop(float(pause[0]), most=MAX_PAUSE_SECONDS) or 0.0) if pause else 0.0,
     )
 
 

@@ -179,6 +179,15 @@ def _count(given: object) -> object:
     return given
 
 
+def _rate(given: object) -> object:
+    if isinstance(given, str):
+        if not re.fullmatch(r"[0-9]{1,6}(?:\.[0-9]{1,6})?", given):
+            msg = "not a number"
+            raise ValueError(msg)
+        return float(given)
+    return given
+
+
 def _duration(given: object) -> object:
     """Read plain seconds (`5`, `0.5`) or numbers with units (`90m`, `1h30m`, `500ms`)."""
     if isinstance(given, timedelta):
@@ -306,6 +315,31 @@ class Settings(BaseSettings):
         le=100,
         description="Requests to GitHub in flight at once, at most.",
         examples=["2"],
+    )
+    github_rate: Annotated[float, BeforeValidator(_rate)] = Field(
+        default=2.6,
+        gt=0,
+        le=15,
+        description=(
+            "Requests to GitHub a second, on the average, all workers together. "
+            "GitHub takes 180 a minute."
+        ),
+        examples=["2.6"],
+    )
+    github_burst: Annotated[int, BeforeValidator(_count)] = Field(
+        default=20,
+        ge=1,
+        le=100,
+        description="Requests to GitHub that may go at once after a quiet time.",
+        examples=["20"],
+    )
+    bulk_cluster_sync: bool = Field(
+        default=True,
+        description=(
+            "Whether records may be sent in batches, which needs CLUSTER. false: one request for "
+            "each record."
+        ),
+        examples=["true"],
     )
     decommission_delay: _Duration = Field(
         default=timedelta(seconds=5),
@@ -536,6 +570,8 @@ def _why(name: str, kind: str, otherwise: str) -> str:
     metadata = Settings.model_fields[name].metadata
     if kind == "greater_than_equal":
         return f"the least is {_bound(metadata, 'ge')}"
+    if kind == "greater_than":
+        return f"it must be more than {_bound(metadata, 'gt')}"
     if kind == "less_than_equal":
         return f"the most is {_bound(metadata, 'le')}"
     if otherwise.startswith("Value error, "):

@@ -26,7 +26,7 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 from tests.support.defects import Defect, plant
 from tracker import cli, ledger, ledger_file, ledger_schema
-from tracker.answers import Acknowledged
+from tracker.answers import Acknowledged, Told
 from tracker.cluster import Cluster
 from tracker.delivery import Delivery
 from tracker.entries import Entry, State
@@ -154,7 +154,8 @@ def hook(point: Point, passed: Callable[[], None]) -> None:
         case Point.INTENT:
             replace(SqliteLedger, "put", lambda old: after_intent(old, passed))
         case Point.ANSWER:
-            replace(GitHub, "send", lambda old: after_acknowledgement(old, passed))
+            for name in ("send", "send_batch"):
+                replace(GitHub, name, lambda old: after_acknowledgement(old, passed))
         case Point.LIST:
             replace(Cluster, "list_pods", lambda old: then_async(old, passed))
         case Point.ABSENCE:
@@ -211,26 +212,26 @@ def with_step(
 
 
 def before_intent(
-    put: Callable[[SqliteLedger, Entry], Awaitable[None]], passed: Callable[[], None]
-) -> Callable[[SqliteLedger, Entry], Awaitable[None]]:
+    put: Callable[..., Awaitable[None]], passed: Callable[[], None]
+) -> Callable[..., Awaitable[None]]:
     """Return `SqliteLedger.put` with a call before each intent."""
 
-    async def hooked(self: SqliteLedger, entry: Entry) -> None:
-        if entry.state is State.SENDING:
+    async def hooked(self: SqliteLedger, *entries: Entry) -> None:
+        if any(entry.state is State.SENDING for entry in entries):
             passed()
-        await put(self, entry)
+        await put(self, *entries)
 
     return hooked
 
 
 def after_intent(
-    put: Callable[[SqliteLedger, Entry], Awaitable[None]], passed: Callable[[], None]
-) -> Callable[[SqliteLedger, Entry], Awaitable[None]]:
+    put: Callable[..., Awaitable[None]], passed: Callable[[], None]
+) -> Callable[..., Awaitable[None]]:
     """Return `SqliteLedger.put` with a call after each intent."""
 
-    async def hooked(self: SqliteLedger, entry: Entry) -> None:
-        await put(self, entry)
-        if entry.state is State.SENDING:
+    async def hooked(self: SqliteLedger, *entries: Entry) -> None:
+        await put(self, *entries)
+        if any(entry.state is State.SENDING for entry in entries):
             passed()
 
     return hooked
@@ -239,11 +240,11 @@ def after_intent(
 def after_acknowledgement(
     send: Callable[..., Awaitable[object]], passed: Callable[[], None]
 ) -> Callable[..., Awaitable[object]]:
-    """Return `GitHub.send` with a call after each acknowledgement."""
+    """Return `GitHub.send` or `send_batch` with a call after each acknowledgement."""
 
     async def hooked(*args: object) -> object:
         answer = await send(*args)
-        if isinstance(answer, Acknowledged):
+        if isinstance(answer, Acknowledged | Told):
             passed()
         return answer
 

@@ -7,12 +7,12 @@ made. `tests.support.crashing` plants one in its process; nothing of this is eve
 
 import asyncio
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine, Sequence
 from enum import StrEnum
 from typing import Any
 
 from tracker import app
-from tracker.answers import Acknowledged, Answer, Failed
+from tracker.answers import Acknowledged, Answer, BatchAnswer, Failed, Told
 from tracker.drift import drift_of
 from tracker.entries import Entry, State
 from tracker.github import GitHub
@@ -42,12 +42,13 @@ def plant(defect: Defect) -> None:
     match defect:
         case Defect.EARLY_ACKNOWLEDGEMENT:
             _replace(GitHub, "send", _acknowledging_early(GitHub.send))
+            _replace(GitHub, "send_batch", _acknowledging_all_early(GitHub.send_batch))
         case Defect.NO_INTENT:
             _replace(SqliteLedger, "put", _forgetting_intents(SqliteLedger.put))
         case Defect.LATE_SNAPSHOT:
             _replace(Reconciler, "once", _snapshot_after_list)
         case Defect.NEWEST_FIRST:
-            _replace(GitHub, "send", _retrying_last(GitHub.send))
+            _retry_last()
         case Defect.EARLY_START:
             _replace(app, "see_everything", _see_nothing)
         case Defect.NO_CONFIRMATION:
@@ -64,37 +65,62 @@ _background: set[asyncio.Task[Any]] = set()
 
 def _acknowledging_early(send: Callable[..., Any]) -> Callable[..., Any]:
     async def early(self: GitHub, record: Record) -> Answer:
-        task = asyncio.create_task(send(self, record))
-        _background.add(task)
-        task.add_done_callback(_background.discard)
+        _start(send(self, record))
         await asyncio.sleep(0)
         return Acknowledged()
 
     return early
 
 
+def _acknowledging_all_early(send_batch: Callable[..., Any]) -> Callable[..., Any]:
+    async def early(self: GitHub, records: Sequence[Record]) -> Told:
+        _start(send_batch(self, records))
+        await asyncio.sleep(0)
+        return Told(answers=(Acknowledged(),) * len(records))
+
+    return early
+
+
+def _start(work: Coroutine[Any, Any, Any]) -> None:
+    task = asyncio.create_task(work)
+    _background.add(task)
+    task.add_done_callback(_background.discard)
+
+
 def _forgetting_intents(put: Callable[..., Any]) -> Callable[..., Any]:
-    async def forgetful(self: SqliteLedger, entry: Entry) -> None:
-        if entry.state is State.SENDING:
-            return
-        await put(self, entry)
+    async def forgetful(self: SqliteLedger, *entries: Entry) -> None:
+        kept = [entry for entry in entries if entry.state is not State.SENDING]
+        if kept:
+            await put(self, *kept)
 
     return forgetful
 
 
-def _retrying_last(send: Callable[..., Any]) -> Callable[..., Any]:
+def _retry_last() -> None:
+    """Let what failed be sent once more behind what its name has sent since."""
     failed: dict[str, Record] = {}
+    send, send_batch = GitHub.send, GitHub.send_batch
 
-    async def backwards(self: GitHub, record: Record) -> Answer:
-        answer: Answer = await send(self, record)
-        name = record.deployment_name
-        if isinstance(answer, Failed):
-            failed[name] = record
-        elif name in failed and failed[name] != record:
-            await send(self, failed.pop(name))
+    async def send_backwards(self: GitHub, record: Record) -> Answer:
+        answer = await send(self, record)
+        await again(self, [record], answer)
         return answer
 
-    return backwards
+    async def send_batch_backwards(self: GitHub, records: Sequence[Record]) -> BatchAnswer:
+        answer = await send_batch(self, records)
+        await again(self, records, answer)
+        return answer
+
+    async def again(self: GitHub, records: Sequence[Record], answer: Answer | BatchAnswer) -> None:
+        for record in records:
+            name = record.deployment_name
+            if isinstance(answer, Failed):
+                failed[name] = record
+            elif name in failed and failed[name] != record:
+                await send(self, failed.pop(name))
+
+    _replace(GitHub, "send", send_backwards)
+    _replace(GitHub, "send_batch", send_batch_backwards)
 
 
 async def _snapshot_after_list(self: Reconciler) -> None:

@@ -16,11 +16,12 @@ from tests.support.modelworld import BrokenPromiseError, Late, Outcome, World, n
 from tracker import drift, entries
 from tracker.answers import Acknowledged, Answer, Failed, Limited, Unauthorized
 from tracker.drift import Listed
-from tracker.entries import Confirm, Entry, Forget, Nothing, Send, State, Step, Wait
+from tracker.entries import Confirm, Defer, Entry, Forget, Nothing, Send, State, Step, Wait
 from tracker.inventory import Inventory
 from tracker.ledger_schema import Moment
 from tracker.pods import Pod
 from tracker.records import Record, Status
+from tracker.refusals import Refusals
 
 __all__ = ["Attempt", "Ledger", "Stage", "Tracker", "Wanted"]
 
@@ -116,6 +117,7 @@ class Tracker:
         self.listed: dict[str, Listed] | None = None
         self.reconcile_requested = False
         self.streak = 0
+        self.refusals = Refusals(ledger.entries.values())
         self.begin()
 
     def begin(self) -> None:
@@ -266,6 +268,12 @@ class Tracker:
             case Wait(until=until):
                 promise(until > self.world.now, "a wait is for later", name, until)
                 self.timers[name] = until
+                kept = self.ledger.entries.get(name)
+                if kept is not None and kept.sent is not None:
+                    self.refusals.unknown.wait(kept.sent.digest, name)
+            case Defer():
+                self.ledger.put(entries.defer(self.ledger.entries.get(name), step), said=None)
+                self.touch(name)
             case Confirm(absent=absent):
                 wanted = self.wanted.get(name)
                 if wanted is None or wanted.absent != absent:
@@ -275,22 +283,31 @@ class Tracker:
             case Forget():
                 self.world.check_forget(name)
                 self._withdraw(name)
+                self.refusals.forget(name)
                 del self.ledger.entries[name]
             case Nothing():
                 self._withdraw(name)
+                self.refusals.rest(name)
 
     def next_step(self, name: str) -> Step:
         """Return what is to be done about a name now."""
         entry = self.ledger.entries.get(name)
         judgement = self.inventory.judge(name, None if entry is None else entry.held)
+        if entry is not None and self.refusals.is_due(name):
+            entry = replace(entry, not_before=None)
         return entries.next_step(
-            judgement, entry, absence_confirmed=name in self.confirmed, now=self.world.now
+            judgement,
+            entry,
+            absence_confirmed=name in self.confirmed,
+            now=self.world.now,
+            unknown=self.refusals.unknown,
         )
 
     def write_intent(self, name: str) -> None:
         """Write down what is about to leave."""
         attempt = self.busy[name]
-        attempt.intended = entries.intend(self.ledger.entries.get(name), attempt.send)
+        intended = entries.intend(self.ledger.entries.get(name), attempt.send)
+        attempt.intended = self.refusals.intend(intended)
         self.ledger.put(attempt.intended, said=None)
         attempt.stage = Stage.INTENDED
 
@@ -318,6 +335,15 @@ class Tracker:
             attempt.intended, attempt.answer, now=self.world.now, chance=CHANCE
         )
         self._pause(attempt.answer)
+        others = self.refusals.learn(
+            attempt.intended,
+            attempt.concluded,
+            attempt.answer,
+            now=self.world.now,
+            paused_until=self.ledger.pause_until,
+        )
+        for other in others:
+            self.touch(other)
         attempt.stage = Stage.HEARD
 
     def write_outcome(self, name: str) -> None:
