@@ -34,6 +34,7 @@ from tracker.answers import (
     Failed,
     Forbidden,
     Limited,
+    NotFound,
     Unauthorized,
 )
 from tracker.batches import SINGLES_SECONDS, Batching, Part, Said, follow, said_of_each
@@ -58,7 +59,7 @@ from tracker.images import Digest
 from tracker.inventory import Judgement
 from tracker.pacing import Pace
 from tracker.records import Record
-from tracker.refusals import Refusals
+from tracker.refusals import Refusals, known_digests
 from tracker.workloads import Workload
 
 __all__ = ["Absences", "Delivery", "Ledger", "Reporter", "Sender"]
@@ -597,9 +598,11 @@ class Delivery:
         if pause:
             reason = getattr(said, "reason", "")
             _log.warning("sending paused", seconds=round(pause, 1), reason=reason)
+        unknown = any(isinstance(answer, NotFound) for answer in each)
+        known = known_digests(self._ledger.entries()) if unknown else frozenset()
         for entry, after, answer in zip(intended, concluded, each, strict=True):
             others = self._refusals.learn(
-                entry, after, answer, now=now, paused_until=self._pace.not_before
+                entry, after, answer, now=now, paused_until=self._pace.not_before, known=known
             )
             self._touch_all(others)
         if was_broken and not self._pace.is_broken and not pause:

@@ -29,7 +29,7 @@ from tracker.entries import Entry, State, Unknown
 from tracker.images import Digest
 from tracker.records import Record, Status
 
-__all__ = ["Refusals", "Spell", "Unknowns"]
+__all__ = ["Refusals", "Spell", "Unknowns", "known_digests"]
 
 STALE_SECONDS = 2 * 3600.0
 """A digest that nobody asked for so long after it was due is of no name any more."""
@@ -39,6 +39,15 @@ MAX_PROBES_COUNTED = 6
 MIN_KEPT = 100
 
 
+def known_digests(entries: Iterable[Entry]) -> frozenset[Digest]:
+    """Return the digests that GitHub acknowledged as deployed under some name."""
+    return frozenset(
+        entry.acknowledged.digest
+        for entry in entries
+        if entry.acknowledged is not None and entry.acknowledged.status is Status.DEPLOYED
+    )
+
+
 class Unknowns(Mapping[Digest, Unknown]):
     """The digests that GitHub does not know, and the names that wait for each."""
 
@@ -46,14 +55,18 @@ class Unknowns(Mapping[Digest, Unknown]):
         self._unknown: dict[Digest, Unknown] = {}
         self._names: dict[Digest, set[str]] = {}
         self._prune_at = MIN_KEPT
+        entries = tuple(entries)
+        known = known_digests(entries)
         for entry in entries:
             if entry.state is not State.NOT_FOUND or entry.sent is None:
+                continue
+            if entry.sent.digest in known:
                 continue
             found = Unknown(
                 due=entry.not_before or 0.0, attempts=entry.attempts, reason=entry.reason
             )
-            known = self._unknown.get(entry.sent.digest)
-            if known is None or known.attempts < found.attempts:
+            other = self._unknown.get(entry.sent.digest)
+            if other is None or other.attempts < found.attempts:
                 self._unknown[entry.sent.digest] = found
 
     def __getitem__(self, digest: Digest) -> Unknown:
@@ -167,13 +180,22 @@ class Refusals:
         self._failed.discard(name)
         self.spell.forget(name)
 
-    def learn(
-        self, entry: Entry, after: Entry, said: Said, *, now: float, paused_until: float
+    def learn(  # noqa: PLR0913 - what was said, and when
+        self,
+        entry: Entry,
+        after: Entry,
+        said: Said,
+        *,
+        now: float,
+        paused_until: float,
+        known: Collection[Digest] = (),
     ) -> Collection[str]:
         """
         Take from an answer to one name what it says of others; return those to look at anew.
 
         `entry` is the intent, `after` what was concluded; nobody sends before `paused_until`.
+        `known` are digests that GitHub acknowledged: that one of them is not found says nothing
+        of other names.
         """
         record, name = entry.sent, entry.deployment_name
         self._failed.discard(name)
@@ -184,7 +206,7 @@ class Refusals:
                 return ()
             case Acknowledged():
                 return self._make_due({*self.unknown.found(record.digest), *self.spell.end(name)})
-            case NotFound() if record.status is Status.DEPLOYED:
+            case NotFound() if record.status is Status.DEPLOYED and record.digest not in known:
                 due = after.not_before or now
                 found = Unknown(due=due, attempts=entry.attempts, reason=said.reason)
                 return self.unknown.note(record.digest, found, now=now)

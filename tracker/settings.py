@@ -319,7 +319,7 @@ class Settings(BaseSettings):
     github_rate: Annotated[float, BeforeValidator(_rate)] = Field(
         default=2.6,
         gt=0,
-        le=15,
+        le=1000,
         description=(
             "Requests to GitHub a second, on the average, all workers together. "
             "GitHub takes 180 a minute."
@@ -329,7 +329,7 @@ class Settings(BaseSettings):
     github_burst: Annotated[int, BeforeValidator(_count)] = Field(
         default=20,
         ge=1,
-        le=100,
+        le=1000,
         description="Requests to GitHub that may go at once after a quiet time.",
         examples=["20"],
     )

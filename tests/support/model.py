@@ -21,7 +21,7 @@ from tracker.inventory import Inventory
 from tracker.ledger_schema import Moment
 from tracker.pods import Pod
 from tracker.records import Record, Status
-from tracker.refusals import Refusals
+from tracker.refusals import Refusals, known_digests
 
 __all__ = ["Attempt", "Ledger", "Stage", "Tracker", "Wanted"]
 
@@ -341,6 +341,7 @@ class Tracker:
             attempt.answer,
             now=self.world.now,
             paused_until=self.ledger.pause_until,
+            known=known_digests(self.ledger.entries.values()),
         )
         for other in others:
             self.touch(other)

@@ -110,6 +110,11 @@ class World:
         """Return where the ledger's file is, or will be."""
         return self.folder / "ledger.db"
 
+    @property
+    def posted(self) -> int:
+        """Return how many records were posted so far, alone or in batches."""
+        return len(states(self.github.posts()))
+
     def log_size(self) -> int:
         """Return the size of the ledger's write-ahead log in bytes."""
         return Path(f"{self.ledger}-wal").stat().st_size
@@ -197,13 +202,13 @@ class World:
         Start the program, let it bring all into step, stop it; return what it posted meanwhile.
 
         It is stopped when GitHub agrees with the cluster and a reconcile has found nothing more;
-        that is asked for only after so many posts, since it takes its time with many names.
+        that is asked for only after so many records, since it takes its time with many names.
         """
-        posts = len(self.github.history)
+        posts, posted = len(self.github.history), self.posted
         more: dict[str, Any] = dict(environ)
         async with self.program(**more) as program:
             await self.github.until(
-                lambda: len(self.github.history) >= posts + least, within=60, why="enough posts"
+                lambda: self.posted >= posted + least, within=60, why="enough posts"
             )
             await self.agreed()
             passes = program.said.count("reconciled")
