@@ -46,6 +46,13 @@ def test_every_default_is_pinned() -> None:
         "physical_environment": "",
         "cluster": "",
         "api_token": SecretStr(""),
+        "api_token_file": None,
+        "gh_app_id": "",
+        "gh_install_id": 0,
+        "gh_app_private_key": SecretStr(""),
+        "gh_app_priv_key_path": None,
+        "ca_file": None,
+        "proxy_from_env": False,
         "kubeconfig": None,
         "namespace": "",
         "exclude_namespaces": (),
@@ -71,7 +78,10 @@ def test_every_setting_is_described_and_every_example_is_good() -> None:
         assert field.description.endswith("."), name
         for example in field.examples or [""]:
             assert example, name
-            if name != "api_token":  # which has an ellipsis where the secret goes
+            if name not in {
+                "api_token",
+                "gh_app_private_key",
+            }:  # which has an ellipsis where the secret goes
                 Settings.model_validate({"org": "acme", name: example})
 
 
@@ -84,6 +94,8 @@ def test_every_variable_is_read() -> None:
         "PHYSICAL_ENVIRONMENT": "eu-central-1",
         "CLUSTER": "prod-1",
         "API_TOKEN": TOKEN,
+        "CA_FILE": "/ca.pem",
+        "PROXY_FROM_ENV": "true",
         "NAMESPACE": "shop",
         "EXCLUDE_NAMESPACES": "kube-system, preview-*,",
         "WORKERS": "7",
@@ -100,7 +112,16 @@ def test_every_variable_is_read() -> None:
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "Json",
     }
-    assert set(environ) == {name.upper() for name in Settings.model_fields if name not in FLAG_ONLY}
+    credentials = {
+        "API_TOKEN_FILE": "/token",
+        "GH_APP": "1",
+        "GH_INSTALL_ID": "34",
+        "GH_APP_PRIVATE_KEY": "a key",
+        "GH_APP_PRIV_KEY_PATH": "/key.pem",
+    }
+    assert set(environ) | set(credentials) == {
+        name.upper() for name in Settings.model_fields if name not in FLAG_ONLY
+    }
     assert load({}, environ) == Settings(
         org="octo-org",
         base_url="https://api.octo.ghe.com",
@@ -109,6 +130,8 @@ def test_every_variable_is_read() -> None:
         physical_environment="eu-central-1",
         cluster="prod-1",
         api_token=SecretStr(TOKEN),
+        ca_file=Path("/ca.pem"),
+        proxy_from_env=True,
         namespace="shop",
         exclude_namespaces=("kube-system", "preview-*"),
         workers=7,
@@ -681,3 +704,68 @@ def test_flags_are_settings() -> None:
     assert set(FLAGS) <= set(Settings.model_fields)
     assert set(FLAG_ONLY) <= set(FLAGS)
     assert {name.lower() for name in ALIASES.values()} <= set(Settings.model_fields)
+
+
+APP = {"GH_APP_ID": "12", "GH_INSTALL_ID": "34", "GH_APP_PRIVATE_KEY": "canary-key"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "kind"),
+    [
+        ({}, "none"),
+        ({"API_TOKEN": TOKEN}, "token"),
+        ({"API_TOKEN_FILE": "/token"}, "file"),
+        (APP, "app"),
+        ({"GH_APP_ID": "Iv23liAbC", "GH_INSTALL_ID": "34", "GH_APP_PRIV_KEY_PATH": "/k"}, "app"),
+        ({"GH_APP_ID": "12", "GH_INSTALL_ID": "34", "GH_APP_PRIV_KEY": "/k"}, "app"),
+    ],
+)
+def test_credentials_are_of_one_kind(environ: dict[str, str], kind: str) -> None:
+    settings = load({}, {"ORG": "acme", **environ})
+    assert settings.credentials == kind
+    assert "canary" not in repr(settings)
+    assert ("API_TOKEN is empty" in "\n".join(settings.warnings())) == (kind == "none")
+
+
+@pytest.mark.parametrize(
+    ("environ", "line"),
+    [
+        (
+            {"API_TOKEN": TOKEN, "API_TOKEN_FILE": "/token"},
+            "API_TOKEN and API_TOKEN_FILE: both are set; remove one of the two",
+        ),
+        (
+            {**APP, "GH_APP_PRIV_KEY_PATH": "/k"},
+            "GH_APP_PRIVATE_KEY and GH_APP_PRIV_KEY_PATH: both are set; remove one of the two",
+        ),
+        (
+            {**APP, "API_TOKEN": TOKEN},
+            (
+                "API_TOKEN and GH_APP_ID: both are set; use a token or a GitHub App, and remove the"
+                " other"
+            ),
+        ),
+        (
+            {"GH_APP_ID": "12"},
+            (
+                "GH_APP_ID: a GitHub App needs GH_INSTALL_ID and GH_APP_PRIVATE_KEY or"
+                " GH_APP_PRIV_KEY_PATH as well; set what is missing"
+            ),
+        ),
+        (
+            {"GH_APP_PRIV_KEY": "/k", "GH_INSTALL_ID": "1"},
+            (
+                "GH_INSTALL_ID, GH_APP_PRIV_KEY_PATH: a GitHub App needs GH_APP_ID as well; set"
+                " what is missing"
+            ),
+        ),
+    ],
+)
+def test_two_kinds_of_credentials_and_a_part_of_one_are_told(
+    environ: dict[str, str], line: str
+) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load({}, {"ORG": "acme", "WORKERS": "none", **environ})
+    assert line in caught.value.mistakes
+    assert len(caught.value.mistakes) == 2
+    assert "canary" not in str(caught.value)

@@ -39,6 +39,7 @@ from tests.support.checker import Circumstances, Environment, Promise, Violation
 from tests.support.churn import Churn, RecordedCluster
 from tests.support.crashing import Point, crashing_run
 from tests.support.program import Program
+from tracker.sandbox.contract import Deployment
 from tracker.sandbox.exchanges import Exchange, Outcome
 from tracker.sandbox.github import SimulatedGitHub
 from tracker.sandbox.script import Behaviour, Script, delays, hangs, lands_late
@@ -66,6 +67,7 @@ SWALLOWED_SECONDS: Final = 0.5
 ENVIRONMENT: Final = Environment("acme", "torture", "", "simulated")
 CONSTANTS: Final = {
     "tracker.entries.SETTLE_SECONDS": 1.5,
+    "tracker.delivery.GATHER_SECONDS": 0.05,
     "tracker.reconcile.CALM_SECONDS": 0.2,
     "tracker.reconcile.PATIENCE_SECONDS": 0.2,
     "tracker.reconcile.LAG_SECONDS": 0.5,
@@ -73,7 +75,7 @@ CONSTANTS: Final = {
 
 
 class Held(StrEnum):
-    """The simulated GitHub holds the request, and then the process is killed."""
+    """The simulated GitHub holds the request, whatever names it has; then the process is killed."""
 
     LOST = "bytes-lost"
     """It was never applied."""
@@ -255,21 +257,24 @@ class Episode:
 
     async def _land(self, held: Script) -> None:
         """
-        Let a request land as soon as the next one of its name is acknowledged, or all heals.
+        Let a request land as soon as the next one of a name of it is acknowledged, or all heals.
 
         That next one is a newer state, or the same one again. A copy that lands only after a
         newer state has followed its twin is what docs/guarantees.md says is not promised.
         """
         (exchange,) = held.used
-        (name,) = exchange.names
 
-        def follows(post: Exchange) -> bool:
+        def follows(name: str, post: Exchange) -> bool:
             return post.seq > exchange.seq and post.outcomes().get(name) is Outcome.ACKNOWLEDGED
 
         def may_land() -> bool:
-            return exchange.applied is not None or any(map(follows, self._github.posts(name)))
+            return exchange.applied is not None or any(
+                any(follows(name, post) for post in self._github.posts(name))
+                for name in exchange.names
+            )
 
-        await self._github.until(may_land, within=600, why=f"the next post of {name}")
+        why = f"the next post of {exchange.names[:3]}"
+        await self._github.until(may_land, within=600, why=why)
         if exchange.applied is None:
             self._tally.late += 1
             held.release()
@@ -323,14 +328,14 @@ class Episode:
         if found:
             title = f"seed {self._seed}, kills at {[round(each, 3) for each in self._crashes]}"
             tally.reports.append(f"{title}\n{report(found, github.history)}\n{story}")
-        last: dict[str, Exchange] = {}
+        last: dict[str, Deployment] = {}
         for post in github.posts():
             tally.posts += 1
             for name, outcome in post.outcomes().items():
                 tally.unanswered += outcome is Outcome.OPEN
-                before = last.get(name)
-                tally.repeated += before is not None and before.deployments == post.deployments
-                last[name] = post
+                told = told_of(post, name)
+                tally.repeated += last.get(name) == told
+                last[name] = told
         tally.names += len(last)
 
     def _told_since(self, posts: int) -> set[str]:
@@ -348,7 +353,7 @@ class Episode:
         sent = ""
         since = float("-inf")
         for post in self._github.posts(name):
-            (told,) = post.deployments
+            told = told_of(post, name)
             intended = self._ran(name, since, post.arrived)
             if told.status == "decommissioned" and told.digest not in {
                 *acknowledged,
@@ -402,10 +407,17 @@ class Episode:
             "API_TOKEN": self._github.token,
             "LEDGER_PATH": str(self._ledger),
             "DECOMMISSION_DELAY": "150ms",
+            "GITHUB_RATE": "100",
+            "GITHUB_BURST": "100",
             "DRAIN_TIMEOUT": "15s",
             "LOG_LEVEL": "debug",
         }
         return Program(command, environ=environ, folder=self._folder)
+
+
+def told_of(post: Exchange, name: str) -> Deployment:
+    """Return what a valid request says of a name."""
+    return next(told for told in post.deployments if told.deployment_name == name)
 
 
 def the(count: int) -> Callable[[Exchange], bool]:

@@ -40,7 +40,9 @@ __all__ = [
     "Unconfirmed",
     "classify",
     "classify_batch",
+    "classify_stop",
     "clean_text",
+    "server_time",
 ]
 
 MAX_REASON = 256
@@ -177,7 +179,7 @@ def classify(reply: Reply, record: Record) -> Answer:
     status = reply.status
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return _judge_success(reply, record)
-    if (stop := _classify_stop(reply)) is not None:
+    if (stop := classify_stop(reply)) is not None:
         return stop
     if status == HTTPStatus.FORBIDDEN:
         return Forbidden(reason=f"{_reason(reply)}: {FORBIDDEN_HELP}")
@@ -193,7 +195,7 @@ def classify_batch(reply: Reply, records: Sequence[Record]) -> BatchAnswer:
     status = reply.status
     if HTTPStatus.OK <= status < HTTPStatus.MULTIPLE_CHOICES:
         return _judge_batch(reply, records)
-    if (stop := _classify_stop(reply)) is not None:
+    if (stop := classify_stop(reply)) is not None:
         return stop
     if status in _NOT_FOR_BATCHES:
         return BatchRefused(reason=_reason(reply), by_content=False)
@@ -210,7 +212,7 @@ def clean_text(text: str, limit: int = MAX_REASON) -> str:
     return " ".join(printable.split())[:limit]
 
 
-def _classify_stop(reply: Reply) -> Unauthorized | Limited | None:
+def classify_stop(reply: Reply) -> Unauthorized | Limited | None:
     """Return the answer that is about everything that is sent, or None when it is none."""
     status = reply.status
     if status == HTTPStatus.TOO_MANY_REQUESTS or (
@@ -333,6 +335,12 @@ def _pause_seconds(headers: Mapping[str, str]) -> float | None:
 
 def _bounded(seconds: float) -> float:
     return min(max(seconds, MIN_PAUSE_SECONDS), MAX_PAUSE_SECONDS)
+
+
+def server_time(reply: Reply) -> float | None:
+    """Return what time the server has, in seconds since the epoch, or None when it does not say."""
+    moment = _http_date(reply.headers.get("date", ""))
+    return None if moment is None else moment.timestamp()
 
 
 def _number(text: str) -> float | None:

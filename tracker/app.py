@@ -18,13 +18,13 @@ from urllib.parse import urlsplit
 import structlog
 
 from tracker import __version__
-from tracker.auth import FixedToken
+from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_file
 from tracker.cluster import Cluster
 from tracker.delivery import Delivery
 from tracker.drift import is_mass
 from tracker.entries import Entry
 from tracker.errors import LedgerError
-from tracker.github import GitHub
+from tracker.github import GitHub, Tokens
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
@@ -33,7 +33,7 @@ from tracker.pods import Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
-from tracker.transport import Transport
+from tracker.transport import Transport, proxy_of
 
 __all__ = ["Tracker", "open_tracker"]
 
@@ -363,7 +363,8 @@ async def open_tracker(
     """
     Yield a tracker whose tasks run; stop them and close what it opened at the end.
 
-    Raises `CredentialsError` or `LedgerError` before anything is connected to.
+    Raises `CredentialsError`, `ConnectionSettingError` or `LedgerError` before anything is
+    connected to.
     """
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(
@@ -385,9 +386,15 @@ async def open_tracker(
         await stack.enter_async_context(ledger)
         known = await ledger.seen_cluster(endpoint.fingerprint)
         transport = await stack.enter_async_context(
-            Transport(base_url=settings.base_url, user_agent=USER_AGENT)
+            Transport(
+                base_url=settings.base_url,
+                user_agent=USER_AGENT,
+                proxy=proxy_of(settings.base_url, environ) if settings.proxy_from_env else None,
+                ca_file=settings.ca_file,
+            )
         )
-        github = GitHub(transport=transport, scope=scope, tokens=FixedToken(settings.api_token))
+        tokens = _tokens(settings, transport)
+        github = GitHub(transport=transport, scope=scope, tokens=tokens)
         tracker = Tracker(
             settings=settings,
             cluster=cluster,
@@ -403,6 +410,23 @@ async def open_tracker(
             yield tracker
         finally:
             await tracker.stop()
+
+
+def _tokens(settings: Settings, transport: Transport) -> Tokens:
+    """Return where the token comes from. Raises `ConnectionSettingError`."""
+    if settings.credentials == "app":
+        path = settings.gh_app_priv_key_path
+        text = settings.gh_app_private_key.get_secret_value()
+        return AppToken(
+            app_id=settings.gh_app_id,
+            installation_id=settings.gh_install_id,
+            key=read_key(text) if path is None else read_key_file(path),
+            transport=transport,
+            wall=time.time,
+        )
+    if settings.api_token_file is not None:
+        return TokenFile(settings.api_token_file)
+    return FixedToken(settings.api_token)
 
 
 def _ledger(settings: Settings, scope: Scope) -> MemoryLedger | SqliteLedger:
@@ -428,6 +452,7 @@ def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLed
         api_server=server,
         namespace=settings.namespace or "(all)",
         github=settings.base_url,
+        credentials=settings.credentials,
         org=settings.org,
         logical_environment=settings.logical_environment,
         cluster=settings.cluster,

@@ -49,7 +49,12 @@ def run(**flags: str | None) -> None:
     Flags may have one dash or two.
     """
     from tracker import logs
-    from tracker.errors import CredentialsError, LedgerError, LedgerLockedError
+    from tracker.errors import (
+        ConnectionSettingError,
+        CredentialsError,
+        LedgerError,
+        LedgerLockedError,
+    )
     from tracker.settings import SettingsError, load
 
     try:
@@ -64,7 +69,7 @@ def run(**flags: str | None) -> None:
     except LedgerLockedError as error:
         # No mistake in the settings: the other process may end, and a later start may do.
         _refuse([str(error)], code=EXIT_FAILURE)
-    except (CredentialsError, LedgerError) as error:
+    except (CredentialsError, LedgerError, ConnectionSettingError) as error:
         _refuse([str(error)])
 
 

@@ -3,6 +3,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
 
     TrackerError
     ├── CredentialsError        no way to the API server is configured
+    ├── ConnectionSettingError  a token, key, proxy or CA for GitHub can't be used
     ├── ListError               a list of pods could not be had
     └── LedgerError             the ledger's file can't be used
         ├── LedgerLockedError   another process has it
@@ -15,6 +16,7 @@ What GitHub says is not here: expected answers are values (`tracker.answers`).
 """
 
 __all__ = [
+    "ConnectionSettingError",
     "CredentialsError",
     "LedgerError",
     "LedgerLockedError",
@@ -33,6 +35,14 @@ class TrackerError(Exception):
 
 class CredentialsError(TrackerError):
     """No way to the API server is configured; the text says what was looked at."""
+
+
+class ConnectionSettingError(TrackerError):
+    """
+    What GitHub is reached with can't be used: a token's file, a key, a proxy, a CA file.
+
+    The text says which and why, and never holds a secret.
+    """
 
 
 class ListError(TrackerError):

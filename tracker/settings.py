@@ -13,7 +13,7 @@ Deep code gets single values, not `Settings`.
 import fnmatch
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple
@@ -53,7 +53,7 @@ FLAGS: Final = ("kubeconfig", "namespace", "workers", "exclude_namespaces")
 FLAG_ONLY: Final = ("kubeconfig",)
 """Fields without a variable of their own. (`KUBECONFIG` is read where the cluster is opened.)"""
 
-ALIASES: Final = {"GITHUB_ORG": "ORG"}
+ALIASES: Final = {"GITHUB_ORG": "ORG", "GH_APP_PRIV_KEY": "GH_APP_PRIV_KEY_PATH"}
 """Variables of the Go deployment-tracker that mean one of ours."""
 
 SWITCHES: Final = ("dry-run", "help", "version")
@@ -80,6 +80,15 @@ _SECONDS_OF: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 # A value that looks like a credential is never repeated, whichever setting it was pasted into.
 _CREDENTIAL: Final = re.compile(r"gh[a-z]_|github_pat_|-----BEGIN|eyJ[A-Za-z0-9_-]{8,}\.")
+_KEYS: Final = ("GH_APP_PRIVATE_KEY", "GH_APP_PRIV_KEY_PATH")
+_CREDENTIALS: Final = (
+    "api_token",
+    "api_token_file",
+    "gh_app_id",
+    "gh_install_id",
+    *(name.lower() for name in _KEYS),
+)
+
 _SHOWN_LENGTH: Final = 80
 _REASON_LENGTH: Final = 240
 
@@ -137,6 +146,12 @@ def _glob(text: str) -> str | None:
     if not text.strip("*"):
         # Excluded means decommissioned: this one character would retire every record.
         return f"{_shown(text)} leaves out every namespace and would decommission every record"
+    return None
+
+
+def _app_id(text: str) -> str | None:
+    if text and not re.fullmatch(r"[A-Za-z0-9.]{1,64}", text):
+        return "not an App ID (digits) or a client ID (like Iv23li…)"
     return None
 
 
@@ -287,6 +302,54 @@ class Settings(BaseSettings):
             "the cluster. White space around it is dropped. Never printed."
         ),
         examples=["github_pat_…"],
+    )
+    api_token_file: Path | None = Field(
+        default=None,
+        description=(
+            "File that holds the token, instead of API_TOKEN; read again when it changes and when "
+            "GitHub refuses the token."
+        ),
+        examples=["/var/run/secrets/github/token"],
+    )
+    gh_app_id: Annotated[str, _checked(_app_id)] = Field(
+        default="",
+        description=(
+            "GitHub App to authenticate as, by its App ID or client ID, instead of a token; it "
+            'needs "Artifact metadata: write".'
+        ),
+        examples=["123456"],
+    )
+    gh_install_id: Annotated[int, BeforeValidator(_count)] = Field(
+        default=0,
+        ge=0,
+        description="Installation of the App in ORG: the number at the end of its settings' URL.",
+        examples=["7654321"],
+    )
+    gh_app_private_key: SecretStr = Field(
+        default=SecretStr(""),
+        description=(
+            "Private key of the App: PEM, PEM with \\n for its line ends, or base64 of it. "
+            "Never printed."
+        ),
+        examples=["-----BEGIN…"],
+    )
+    gh_app_priv_key_path: Path | None = Field(
+        default=None,
+        description="File that holds the private key of the App, instead of GH_APP_PRIVATE_KEY.",
+        examples=["/var/run/secrets/github-app/key.pem"],
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        description="PEM file of authorities to trust for GitHub, besides the system's.",
+        examples=["/etc/ssl/corporate.pem"],
+    )
+    proxy_from_env: bool = Field(
+        default=False,
+        description=(
+            "Whether requests to GitHub go through the proxy that HTTPS_PROXY, HTTP_PROXY and "
+            "NO_PROXY name. The API server is always asked directly."
+        ),
+        examples=["true"],
     )
     kubeconfig: Path | None = Field(
         default=None,
@@ -444,6 +507,15 @@ class Settings(BaseSettings):
                 raise ValueError(msg)
         return globs
 
+    @property
+    def credentials(self) -> Literal["token", "file", "app", "none"]:
+        """Return which kind of credentials for GitHub is given."""
+        if self.gh_app_id:
+            return "app"
+        if self.api_token_file is not None:
+            return "file"
+        return "token" if self.api_token.get_secret_value() else "none"
+
     def warnings(self) -> tuple[str, ...]:
         """Return what can be started with but should be looked at, one line each."""
         found = []
@@ -452,10 +524,10 @@ class Settings(BaseSettings):
                 "LOGICAL_ENVIRONMENT is empty: GitHub will refuse every record; "
                 "set it, for example LOGICAL_ENVIRONMENT=production"
             )
-        if not self.api_token.get_secret_value():
+        if self.credentials == "none":
             found.append(
                 "API_TOKEN is empty: GitHub will refuse every request; "
-                'set it to a token with "Artifact metadata: write"'
+                'set it to a token with "Artifact metadata: write", or name a GitHub App'
             )
         if "{{namespace}}" not in self.dn_template and not self.namespace:
             found.append(
@@ -498,8 +570,10 @@ def load(
     for name, text in flags.items():
         if text is not None:
             given[name] = _Given(f"-{name.replace('_', '-')}", text)
+    values = _values(given, mistakes)
+    mistakes.extend(_credential_mistakes(values.keys()))
     try:
-        settings = Settings.model_validate(_values(given, mistakes))
+        settings = Settings.model_validate(values)
     except ValidationError as error:
         mistakes.extend(_lines(error, given))
     else:
@@ -553,6 +627,27 @@ def _values(given: Mapping[str, _Given], mistakes: list[str]) -> dict[str, str]:
     return values
 
 
+def _credential_mistakes(names: Collection[str]) -> Iterator[str]:
+    """Yield what is wrong with the credentials as a whole: two kinds of them, or a part of one."""
+    given = [name.upper() for name in _CREDENTIALS if name in names]
+    tokens = [name for name in given if name.startswith("API_TOKEN")]
+    app = [name for name in given if name not in tokens]
+    keys = [name for name in app if name in _KEYS]
+    for both in (tokens, keys):
+        if len(both) > 1:
+            yield f"{' and '.join(both)}: both are set; remove one of the two"
+    if tokens and app:
+        yield (
+            f"{tokens[0]} and {app[0]}: both are set; use a token or a GitHub App, and remove the"
+            " other"
+        )
+    missing = [name for name in ("GH_APP_ID", "GH_INSTALL_ID") if name not in app]
+    missing += [] if keys else [" or ".join(_KEYS)]
+    if app and missing:
+        needs = " and ".join(missing)
+        yield f"{', '.join(app)}: a GitHub App needs {needs} as well; set what is missing"
+
+
 def _lines(error: ValidationError, given: Mapping[str, _Given]) -> Iterator[str]:
     """Yield a line for each of pydantic's findings."""
     for detail in error.errors(include_url=False, include_input=False):
@@ -591,7 +686,7 @@ def _remedy(name: str, where: str) -> str:
 
 
 def _equals(name: str, text: str) -> str:
-    if name == "api_token":
+    if name in {"api_token", "gh_app_private_key"}:
         return ""
     if name == "base_url" and re.search(r"[@?#]", text):
         return "=(not shown: it may hold a password)"

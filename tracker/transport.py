@@ -15,13 +15,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import urlsplit
 
 import aiohttp
 from pydantic import SecretStr
 
 from tracker.answers import Failed, Reply, clean_text
+from tracker.errors import ConnectionSettingError
 
-__all__ = ["Transport"]
+__all__ = ["Transport", "proxy_of"]
 
 API_VERSION = "2022-11-28"
 TOTAL_SECONDS = 30.0
@@ -39,7 +41,7 @@ class Transport:
 
     `base_url` is `scheme://host[:port]`; `proxy` is the URL of an HTTP proxy, which may hold a
     password; `ca_file` is a PEM file of authorities that are trusted besides the system's. Opening
-    raises OSError or ssl.SSLError for a `ca_file` that can't be used.
+    raises `ConnectionSettingError` for a `ca_file` that can't be used.
     """
 
     def __init__(
@@ -65,7 +67,7 @@ class Transport:
         tls = ssl.create_default_context()
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
         if self._ca_file is not None:
-            tls.load_verify_locations(cafile=self._ca_file)
+            _trust(tls, self._ca_file)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls, limit=0, ttl_dns_cache=DNS_SECONDS),
             headers=self._headers,
@@ -122,6 +124,48 @@ class Transport:
             # The request was under way; how far it came is not known. A malformed answer is
             # among these: aiohttp's own status for it is not one that a server gave.
             return Failed(reason=_why_cut(error), landed=True)
+
+
+def proxy_of(base_url: str, environ: Mapping[str, str]) -> SecretStr | None:
+    """
+    Return the proxy that an environment names for a URL, or None when it names none.
+
+    The variables are those of curl and others: HTTPS_PROXY or HTTP_PROXY by the URL's scheme, and
+    NO_PROXY, a comma list of hosts, domains or `*`; small letters come first. Raises
+    `ConnectionSettingError` for a proxy that is no http or https URL.
+    """
+    target = urlsplit(base_url)
+
+    def named(name: str) -> str:
+        return (environ.get(name.lower()) or environ.get(name) or "").strip()
+
+    proxy = named(f"{target.scheme.upper()}_PROXY")
+    host = (target.hostname or "").lower()
+    spared = [part.strip().lower().lstrip(".") for part in named("NO_PROXY").split(",")]
+    if not proxy or any(
+        part in {"*", host, target.netloc.lower()} or host.endswith(f".{part}")
+        for part in spared
+        if part
+    ):
+        return None
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ConnectionSettingError(
+            f"{target.scheme.upper()}_PROXY: not the URL of an HTTP proxy; for example"
+            " http://proxy.example.com:3128"
+        )
+    return SecretStr(parts.geturl())
+
+
+def _trust(tls: ssl.SSLContext, path: Path) -> None:
+    try:
+        tls.load_verify_locations(cafile=path)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else ""
+        raise ConnectionSettingError(
+            f"CA_FILE={path}: {reason or 'not a PEM file of certificates'}; name a file of PEM"
+            " certificates that this user may read"
+        ) from None
 
 
 async def _read(response: aiohttp.ClientResponse, most: int) -> Reply:

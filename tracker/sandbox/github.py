@@ -19,11 +19,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from datetime import UTC, datetime
+from email.utils import formatdate
 from types import TracebackType
 from typing import Any, Final, Self
 
 from aiohttp import web
 
+from tracker.sandbox.apps import Apps
 from tracker.sandbox.contract import names_in
 from tracker.sandbox.exchanges import Exchange
 from tracker.sandbox.judgement import Policy, Verdict, complaint, judge, read, route_of
@@ -49,7 +51,8 @@ class SimulatedGitHub:
 
     `history` is every exchange since the start, `table` what is held now, `tokens` the bearer
     tokens that are taken. An unknown digest (in `unknown`, or one for which `knows` says False)
-    is answered 404, or not_found in a batch, unless the post names a github_repository.
+    is answered 404, or not_found in a batch, unless the post names a github_repository. `apps`
+    are the GitHub Apps it knows, `clock_offset` is by how many seconds its clock is ahead.
     `posts_per_minute` None means no limit. All times are those of the running event loop's clock.
     """
 
@@ -67,6 +70,8 @@ class SimulatedGitHub:
         self.unknown: set[str] = set()
         self.unauthorized: set[str] = set()
         self.posts_per_minute = posts_per_minute
+        self.clock_offset = 0.0
+        self.apps = Apps(wall=self._wall)
         self.table = Table()
         self.history: list[Exchange] = []
         self._knows = knows
@@ -285,7 +290,8 @@ class SimulatedGitHub:
         policy = Policy(
             knows=self.knows,
             refuses=self.unauthorized.__contains__,
-            tokens=frozenset(self.tokens),
+            tokens=self.apps.tokens() | self.tokens,
+            mints=self.apps.mint,
             orgs=self._orgs,
         )
         return judge(
@@ -311,7 +317,7 @@ class SimulatedGitHub:
             "API rate limit exceeded for installation.",
             headers={
                 "x-ratelimit-remaining": "0",
-                "x-ratelimit-reset": str(int(time.time() + wait) + 1),
+                "x-ratelimit-reset": str(int(self._wall() + wait) + 1),
             },
         )
 
@@ -344,6 +350,8 @@ class SimulatedGitHub:
         exchange.status = status
         exchange.answer_headers = self._headers(exchange, verdict, behaviour)
         exchange.answer = body[: len(body) // 2] if exchange.cut else body
+        if exchange.path.endswith("/access_tokens"):
+            exchange.answer = b""  # what is written down of an exchange holds no secret
         self._notify()
         if exchange.whole:
             return web.Response(status=status, body=body, headers=exchange.answer_headers)
@@ -366,13 +374,14 @@ class SimulatedGitHub:
         used = min(5 * len(self._recent_posts), _PRIMARY_LIMIT)
         headers = {
             "Content-Type": "application/json; charset=utf-8",
+            "Date": formatdate(self._wall(), usegmt=True),
             "Server": "github.com",
             "x-github-api-version-selected": "2022-11-28",
             "x-github-media-type": "github.v3; format=json",
             "x-github-request-id": f"5A4D:{self._port:04X}:{exchange.seq:06X}",
             "x-ratelimit-limit": str(_PRIMARY_LIMIT),
             "x-ratelimit-remaining": str(_PRIMARY_LIMIT - used),
-            "x-ratelimit-reset": str(int(time.time() + _MINUTE)),
+            "x-ratelimit-reset": str(int(self._wall() + _MINUTE)),
             "x-ratelimit-resource": "core",
             "x-ratelimit-used": str(used),
         }
@@ -399,6 +408,9 @@ class SimulatedGitHub:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _wall(self) -> float:
+        return time.time() + self.clock_offset
 
     @staticmethod
     def _now() -> float:

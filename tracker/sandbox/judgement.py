@@ -34,6 +34,7 @@ DOCUMENTATION: Final = "https://docs.github.com/rest/orgs/artifact-metadata"
 
 _RECORD: Final = re.compile(r"/orgs/(?P<org>[^/]+)/artifacts/metadata/deployment-record")
 _CLUSTER: Final = re.compile(_RECORD.pattern + r"/cluster/(?P<cluster>[^/]+)")
+_MINT: Final = re.compile(r"/app/installations/(?P<installation>[0-9]{1,18})/access_tokens")
 _READ_BACK: Final = re.compile(
     r"/orgs/(?P<org>[^/]+)/artifacts/(?P<digest>[^/]+)/metadata/deployment-records"
 )
@@ -52,6 +53,8 @@ class Policy:
     knows: Callable[[str], bool]
     refuses: Callable[[str], bool]
     tokens: frozenset[str]
+    mints: Callable[[str, int], Mapping[str, Any] | None] = lambda _signed, _installation: None
+    """Takes what an App signed and its installation; None: not signed well, empty: unknown."""
     orgs: frozenset[str] | None = None
 
 
@@ -106,6 +109,8 @@ def judge(
 ) -> Verdict:
     """Return the contract's verdict; nothing is applied."""
     headers = {name.lower(): value for name, value in exchange.headers.items()}
+    if exchange.method == "POST" and (found := _MINT.fullmatch(exchange.path)):
+        return _mint(authorization, int(found["installation"]), policy)
     refusal = _who(authorization, headers, policy)
     if refusal is not None:
         return refusal
@@ -134,6 +139,14 @@ def complaint(
         body["errors"] = [error.as_json() for error in errors]
     body |= {"documentation_url": DOCUMENTATION, "status": str(status)}
     return Verdict(status=status, body=body, headers=headers or {})
+
+
+def _mint(authorization: str, installation: int, policy: Policy) -> Verdict:
+    scheme, _, signed = authorization.partition(" ")
+    minted = policy.mints(signed, installation) if scheme.lower() == "bearer" else None
+    if minted is None:
+        return complaint(401, "A JSON web token could not be decoded")
+    return Verdict(status=201, body=minted) if minted else complaint(404, "Not Found")
 
 
 def _who(authorization: str, headers: Mapping[str, str], policy: Policy) -> Verdict | None:
