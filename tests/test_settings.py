@@ -114,7 +114,7 @@ def test_every_variable_is_read() -> None:
     }
     credentials = {
         "API_TOKEN_FILE": "/token",
-        "GH_APP": "1",
+        "GH_APP_ID": "12",
         "GH_INSTALL_ID": "34",
         "GH_APP_PRIVATE_KEY": "a key",
         "GH_APP_PRIV_KEY_PATH": "/key.pem",
@@ -194,7 +194,7 @@ def test_an_env_file_that_is_not_text_is_a_mistake(tmp_path: Path) -> None:
 
 def test_an_empty_variable_is_the_default_and_a_stranger_is_ignored() -> None:
     environ = dict.fromkeys((name.upper() for name in Settings.model_fields), "")
-    strangers = {"GH_APP_ID": "1", "KUBECONFIG": "/k", "PATH": "/bin", "org": "lower"}
+    strangers = {"GH_APP": "1", "KUBECONFIG": "/k", "PATH": "/bin", "org": "lower"}
     assert load({}, environ | {"ORG": "acme"} | strangers) == Settings(org="acme")
 
 
