@@ -30,7 +30,7 @@ INTO_THE_ROLLOUT_SECONDS = 3.0
 PATIENCE_SECONDS = 180.0
 
 
-class _Run:
+class Run:
     """One installation with a ledger on disk, and the tracker that comes and goes."""
 
     def __init__(self, installation: Installation, scene: Scene, folder: Path) -> None:
@@ -40,16 +40,27 @@ class _Run:
         self._names = [f"app-{number}" for number in range(DEPLOYMENTS)]
 
     def program(self) -> Program:
+        """Return the tracker on its ledger, to be started."""
         command = tracker_run("-kubeconfig", str(self._installation.kubeconfig))
         more = {"DECOMMISSION_DELAY": "5s", "LEDGER_PATH": str(self._folder / "ledger.db")}
         return Program(command, environ=self._installation.environ(**more), folder=self._folder)
 
-    async def measure(self) -> dict[str, str]:
+    async def begin(self) -> None:
+        """Let the Deployments run."""
         for name in self._names:
             await self._scene.create(self._scene.deployment(name, self._container(name, 1)))
         await self._pods(lambda: self._running(1) >= DEPLOYMENTS)
+
+    async def roll_out(self, version: int) -> None:
+        """Begin a rollout of all Deployments."""
+        for name in self._names:
+            await self._scene.roll_out("deployments", name, self._container(name, version))
+
+    async def measure(self) -> dict[str, str]:
+        """Return the figures of this benchmark."""
+        await self.begin()
         async with self.program() as program:
-            await self._true(1)
+            await self.true(1)
             await program.stopped()
         posts = len(self._installation.github.posts())
         for name in self._names[:DELETED]:
@@ -61,8 +72,7 @@ class _Run:
             await self._github(lambda: all(self._state(name)[0] != "deployed" for name in gone))
             deleted = time.monotonic() - began
             needless = len(self._installation.github.posts()) - posts - DELETED
-            for name in self._names:
-                await self._scene.roll_out("deployments", name, self._container(name, 2))
+            await self.roll_out(2)
             began = time.monotonic()
             await asyncio.sleep(INTO_THE_ROLLOUT_SECONDS)
             code = await program.stopped()
@@ -70,7 +80,7 @@ class _Run:
         await self._pods(lambda: self._running(2) >= len(self._names) == self._pods_there())
         began = time.monotonic()
         async with self.program() as program:
-            await self._true(2)
+            await self.true(2)
             rolled_out = time.monotonic() - began
             await program.stopped()
         return {
@@ -100,7 +110,8 @@ class _Run:
     def _pods_there(self) -> int:
         return len(self._installation.truth.pods(self._scene.namespace))
 
-    async def _true(self, version: int) -> None:
+    async def true(self, version: int) -> None:
+        """Wait until GitHub holds a version of all of them."""
         wanted = {
             name: ("deployed", digest_of(f"registry.example/{name}:{version}"))
             for name in self._names
@@ -125,7 +136,7 @@ async def _measure() -> dict[str, str]:
             installed(plane, rights=rights_of_base()) as installation,
             installation.scene("down") as scene,
         ):
-            return await _Run(installation, scene, Path(name)).measure()
+            return await Run(installation, scene, Path(name)).measure()
 
 
 def main() -> None:

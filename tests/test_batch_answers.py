@@ -103,9 +103,7 @@ def test_a_cause_nobody_thought_of_refuses_the_record(cause: object) -> None:
         (json.dumps({"deployment_records": ENTRIES}).encode(), False),
     ],
 )
-def test_a_success_that_can_not_be_read_leaves_all_open(
-    body: bytes, *, whole: bool
-) -> None:
+def test_a_success_that_can_not_be_read_leaves_all_open(body: bytes, *, whole: bool) -> None:
     assert isinstance(answer(200, body, whole=whole), BatchUnclear)
     assert isinstance(answer(202, body, whole=whole), BatchUnclear)
 

@@ -9,6 +9,7 @@ them, so that the watch may fail and start again without any of it being lost.
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_fil
 from tracker.cluster import Cluster
 from tracker.delivery import Delivery
 from tracker.drift import is_mass
-from tracker.entries import Entry
+from tracker.entries import Account, Entry, account_of
 from tracker.errors import LedgerError
 from tracker.github import GitHub, Tokens
 from tracker.inventory import Absent, Held, Inventory, Judgement
@@ -43,6 +44,8 @@ GONE_SECONDS = 600.0
 KEEP_DECOMMISSIONED_SECONDS = 30 * 24 * 3600.0
 """How long the ledger remembers what was decommissioned."""
 
+REASONS_TOLD = 10
+"""Of the reasons why names are not acknowledged the most frequent ones are told in a line."""
 AGEING_SECONDS = 24 * 3600.0
 
 _log = structlog.get_logger(__name__)
@@ -86,6 +89,7 @@ class Tracker:
         self._uncovered_told = False
         self._shared_told: set[str] = set()
         self._unrecorded_told: dict[str, int] = {}
+        self._accounts_told: dict[str, object] = {}
         self._sightings = Sightings(known=self.inventory.__contains__)
         self._absences = Absences(
             lists=cluster,
@@ -196,6 +200,7 @@ class Tracker:
         for name in due:
             self._delivery.repost(name)
         self._tell_unrecorded()
+        self._tell_accounts(entries)
 
     # Its life.
 
@@ -328,6 +333,22 @@ class Tracker:
         if counts != self._unrecorded_told:
             self._unrecorded_told = counts
             _log.info("not recorded", **dict(sorted(counts.items())))
+
+    def _tell_accounts(self, entries: Collection[Entry]) -> None:
+        """Tell how many names are in which state, and why, when that changed."""
+        counts = Counter(account_of(entry).value for entry in entries)
+        reasons = Counter(
+            entry.reason.partition(":")[0]
+            for entry in entries
+            if account_of(entry) is not Account.ACKNOWLEDGED and entry.reason
+        )
+        accounts: dict[str, object] = dict(sorted(counts.items()))
+        if reasons:
+            most = reasons.most_common(REASONS_TOLD)
+            accounts["reasons"] = "; ".join(f"{count}x {reason}" for reason, count in most)
+        if accounts and accounts != self._accounts_told:
+            self._accounts_told = accounts
+            _log.info("delivery", **accounts)
 
     def _touch(self, name: str) -> None:
         self._delivery.touch(name)

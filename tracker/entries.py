@@ -45,6 +45,7 @@ from tracker.records import Record, Status
 from tracker.workloads import Workload
 
 __all__ = [
+    "Account",
     "Confirm",
     "Defer",
     "Entry",
@@ -55,6 +56,7 @@ __all__ = [
     "Step",
     "Unknown",
     "Wait",
+    "account_of",
     "conclude",
     "defer",
     "intend",
@@ -206,6 +208,29 @@ class Forget:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Nothing:
     """GitHub holds what should stand."""
+
+
+class Account(StrEnum):
+    """Where a name is, for whoever counts them: each is in one of these."""
+
+    ACKNOWLEDGED = "acknowledged"
+    NOT_FOUND = "not_found"
+    PARKED = "parked"
+    PENDING = "pending"
+    """Under way, or to be sent again after a failure."""
+
+
+def account_of(entry: Entry) -> Account:
+    """Return where a name is."""
+    match entry.state:
+        case State.NOT_FOUND:
+            return Account.NOT_FOUND
+        case State.PARKED:
+            return Account.PARKED
+        case State.CLEAN if entry.sent is None:
+            return Account.ACKNOWLEDGED
+        case _:
+            return Account.PENDING
 
 
 Step = Send | Defer | Wait | Confirm | Forget | Nothing
