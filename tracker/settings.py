@@ -376,7 +376,10 @@ class Settings(BaseSettings):
         default=2,
         ge=1,
         le=100,
-        description="Requests to GitHub in flight at once, at most.",
+        description=(
+            "Requests to GitHub in flight at once, at most; one more asks again for what GitHub "
+            "refused."
+        ),
         examples=["2"],
     )
     github_rate: Annotated[float, BeforeValidator(_rate)] = Field(
