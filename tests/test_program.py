@@ -101,7 +101,7 @@ async def test_with_github_down_at_the_start_it_stays_up_and_delivers_later(worl
     for each in names:
         world.cluster.create(pod(each))
     await world.github.down()
-    async with world.program() as program:
+    async with world.program(BULK_CLUSTER_SYNC="false") as program:
         await program.until(lambda: len(program.lines) == len(names))
         assert {line.error for line in program.lines} == {"connection refused"}
         # What is told next is not the next failure of the same kind, but what is new about it.
