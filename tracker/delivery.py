@@ -361,7 +361,8 @@ class Delivery:
             name = next(iter(self._behind))
             del self._behind[name]
             if name in self._busy or name in self._queued:
-                continue  # it is looked at anyway, and comes back
+                self.touch(name)  # it is looked at when its worker is done, and comes back
+                continue
             step = self._look(name, behind=True)
             if step is None:
                 continue
