@@ -46,6 +46,14 @@ ASSETS_VARIABLE = "KUBEBUILDER_ASSETS"
 
 REQUIRED_PROGRAMS = ("etcd", "kube-apiserver")
 
+SERVER_PORTS = range(20000, 30000)
+"""
+Ports that no system gives to outgoing connections (Linux does so from 32768, others from 49152).
+
+A client that keeps trying while the API server is away would be given its port sooner or later, and
+the API server could not come back to it.
+"""
+
 CONTROLLERS = "deployment,replicaset,statefulset,daemonset,job,cronjob,garbagecollector,namespace"
 
 START_SECONDS = 45.0
@@ -426,11 +434,15 @@ def _spawn_watched(
 
 def _free_ports(count: int) -> list[int]:
     """Return ports that were free a moment ago; all are held at once so that none comes twice."""
+    ports: list[int] = []
     with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+        while len(ports) < count:
+            port = secrets.choice(SERVER_PORTS)
+            each = held.enter_context(socket.socket())
+            with contextlib.suppress(OSError):
+                each.bind(("127.0.0.1", port))
+                ports.append(port)
+    return ports
 
 
 def _post_json(address: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, assert_never
 from aiohttp import web
 
 from tracker.sandbox.api import Api
+from tracker.sandbox.door import Door
 from tracker.sandbox.objects import HISTORY, ObjectStore, encode
 from tracker.sandbox.outages import (
     Drip,
@@ -105,7 +106,7 @@ class SimulatedCluster:
     ) -> None:
         self.token = token or secrets.token_hex(16)
         self.requests: list[Request] = []
-        self._port = port
+        self._door = Door(port)
         self._anonymous = anonymous
         self._history = history
         self._bookmark_seconds = bookmark_seconds
@@ -116,7 +117,6 @@ class SimulatedCluster:
         self._hanging: dict[Connection, Injection] = {}
         self._streams: set[Stream] = set()
         self._runner: web.ServerRunner | None = None
-        self._site: web.TCPSite | None = None
         self._changed: list[asyncio.Event] = []
         for name in SYSTEM_NAMESPACES:
             self.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}})
@@ -138,7 +138,7 @@ class SimulatedCluster:
         await self.pause()
         await asyncio.sleep(0)  # the loop's turn in which aborted transports close their sockets
         if self._runner is not None:
-            await self._runner.cleanup()
+            await self._door.close(self._runner)
             self._runner = None
 
     # Where it is.
@@ -146,7 +146,7 @@ class SimulatedCluster:
     @property
     def url(self) -> str:
         """Return where it listens, or last listened, like ``http://127.0.0.1:40123``."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self._door.port}"
 
     def kubeconfig(self) -> str:
         """Return a kubeconfig (YAML) that leads here with the present token."""
@@ -323,21 +323,13 @@ class SimulatedCluster:
 
     async def pause(self) -> None:
         """Stop listening and reset every connection: clients are refused until `resume`."""
-        if self._site is not None:
-            await self._site.stop()
-            self._site = None
-        if self._runner is not None and self._runner.server is not None:
-            for protocol in self._runner.server.connections:
-                if protocol.transport is not None:
-                    protocol.transport.abort()
+        if self._runner is not None:
+            await self._door.shut(self._runner)
 
     async def resume(self) -> None:
         """Listen (again), on the same port as before."""
-        if self._runner is None or self._site is not None:
-            return
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
-        await self._site.start()
-        self._port = self._runner.addresses[0][1]
+        if self._runner is not None:
+            await self._door.open(self._runner)
 
     # Serving.
 
@@ -412,7 +404,7 @@ class SimulatedCluster:
             return await connection.send(HTTPStatus.OK, b"ok", "text/plain")
         if path == "/version":
             return await connection.send(HTTPStatus.OK, encode(version()))
-        document = discovery(path, address=f"127.0.0.1:{self._port}")
+        document = discovery(path, address=f"127.0.0.1:{self._door.port}")
         if document is not None:
             return await connection.send(HTTPStatus.OK, encode(document))
         if any(path.startswith(f"/{each}/") for each in known_roots()):

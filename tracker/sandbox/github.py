@@ -27,6 +27,7 @@ from aiohttp import web
 
 from tracker.sandbox.apps import Apps
 from tracker.sandbox.contract import names_in
+from tracker.sandbox.door import Door
 from tracker.sandbox.exchanges import Exchange
 from tracker.sandbox.judgement import Policy, Verdict, complaint, judge, read, route_of
 from tracker.sandbox.script import Apply, Behaviour, Delivery, Script
@@ -77,18 +78,17 @@ class SimulatedGitHub:
         self._knows = knows
         self._learned: set[str] = set()
         self._orgs = None if orgs is None else frozenset(org.lower() for org in orgs)
-        self._port = port
+        self._door = Door(port)
         self._scripts: list[Script] = []
         self._recent_posts: deque[float] = deque()
         self._work: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._runner: web.AppRunner | None = None
-        self._site: web.TCPSite | None = None
 
     @property
     def url(self) -> str:
         """The base URL; its port stays the same through `down` and `up`."""
-        return f"http://127.0.0.1:{self._port}"
+        return f"http://127.0.0.1:{self._door.port}"
 
     async def __aenter__(self) -> Self:
         app = web.Application(client_max_size=_MAX_REQUEST_BYTES)
@@ -111,27 +111,18 @@ class SimulatedGitHub:
             task.cancel()
         await asyncio.gather(*self._work, return_exceptions=True)
         if self._runner is not None:
-            await self._runner.cleanup()
-        self._site = None
+            await self._door.close(self._runner)
+            self._runner = None
 
     async def up(self) -> None:
         """Listen, at first on a free port, later on the same one again."""
-        if self._runner is None or self._site is not None:
-            return
-        self._site = web.TCPSite(self._runner, "127.0.0.1", self._port)
-        await self._site.start()
-        self._port = self._runner.addresses[0][1]
+        if self._runner is not None:
+            await self._door.open(self._runner)
 
     async def down(self) -> None:
         """Refuse new connections and reset those that are open; what was held may still land."""
-        if self._runner is None or self._site is None:
-            return
-        await self._site.stop()
-        self._site = None
-        if self._runner.server is not None:
-            for connection in self._runner.server.connections:
-                if connection.transport is not None:
-                    connection.transport.abort()
+        if self._runner is not None:
+            await self._door.shut(self._runner)
 
     # What it knows
 
@@ -378,7 +369,7 @@ class SimulatedGitHub:
             "Server": "github.com",
             "x-github-api-version-selected": "2022-11-28",
             "x-github-media-type": "github.v3; format=json",
-            "x-github-request-id": f"5A4D:{self._port:04X}:{exchange.seq:06X}",
+            "x-github-request-id": f"5A4D:{self._door.port:04X}:{exchange.seq:06X}",
             "x-ratelimit-limit": str(_PRIMARY_LIMIT),
             "x-ratelimit-remaining": str(_PRIMARY_LIMIT - used),
             "x-ratelimit-reset": str(int(self._wall() + _MINUTE)),
