@@ -11,6 +11,7 @@ from tracker.images import (
     MAX_NAME,
     MAX_TEXT,
     Image,
+    ImageRules,
     SkipReason,
     parse_image_id,
     parse_reference,
@@ -216,6 +217,90 @@ def test_a_new_tag_never_stands_next_to_an_old_digest(
         assert isinstance(found, Image)
         assert found.digest == old
         assert found.version in {None, old_tag} or new == old
+
+
+# What runtimes write into `imageID`, by a grammar of its forms.
+
+HEX64 = st.text("0123456789abcdef", min_size=64, max_size=64)
+NAMES = st.sampled_from(["app", "ghcr.io/acme/app", "docker.io/library/nginx", "reg:5000/a/b"])
+MANIFESTS = st.builds(
+    "{}{}@sha256:{}".format, st.sampled_from(["", "docker-pullable://"]), NAMES, HEX64
+)
+NO_MANIFESTS = st.one_of(
+    st.builds("{}{}".format, st.sampled_from(["", "sha256:", "docker://sha256:"]), HEX64),
+    st.builds("{}@sha512:{}{}".format, NAMES, HEX64, HEX64),
+    st.builds("{}@sha256:{}A".format, NAMES, HEX64.map(lambda text: text[1:])),
+    st.builds("{}@sha256:{}{}".format, NAMES, HEX64, st.sampled_from(["0", "\n", " ", "x", ":v1"])),
+    st.builds("{}@sha256:{}".format, NAMES, HEX64.map(lambda text: text[1:])),
+    st.builds("@sha256:{}".format, HEX64),
+    st.builds("docker://{}@sha256:{}".format, NAMES, HEX64),
+    NAMES,
+)
+
+
+@given(name=NAMES, image_id=MANIFESTS)
+def test_a_manifest_is_taken_by_its_digest(name: str, image_id: str) -> None:
+    found = resolve_image(f"{name}:v1", f"{name}:v1", image_id)
+    assert isinstance(found, Image)
+    assert image_id.endswith(f"@{found.digest}")
+    assert (found.name, found.version) == (name, "v1")
+
+
+@given(name=NAMES, image_id=NO_MANIFESTS, written=st.none() | HEX64)
+def test_what_names_no_manifest_is_never_told(
+    name: str, image_id: str, written: str | None
+) -> None:
+    """Only a digest that stands in the spec, and that the status does not contradict, is used."""
+    spec = f"{name}:v1" if written is None else f"{name}:v1@sha256:{written}"
+    found = resolve_image(spec, f"{name}:v1", image_id)
+    if written is None:
+        assert found is SkipReason.NO_DIGEST
+    else:
+        assert isinstance(found, Image)
+        assert found.digest == f"sha256:{written}"
+    # In the midst of a change nothing is known of what runs.
+    assert resolve_image(spec, f"{name}:v0", image_id) is SkipReason.NO_DIGEST
+
+
+# What the operator says of images.
+
+
+def ruled(name: str, *, images: str = "", repositories: tuple[tuple[str, str], ...] = ()) -> str:
+    """Return the repository that rules give an image, "-" for none, or the reason to skip it."""
+    globs = images.split()
+    rules = ImageRules(
+        include=tuple(glob for glob in globs if not glob.startswith("!")),
+        exclude=tuple(glob[1:] for glob in globs if glob.startswith("!")),
+        repositories=repositories,
+    )
+    found = rules.apply(Image(name=name, version=None, digest=A))
+    return found.value if isinstance(found, SkipReason) else found.repository or "-"
+
+
+@pytest.mark.parametrize(
+    ("name", "images", "recorded"),
+    [
+        ("nginx", "", True),
+        ("nginx", "nginx", True),
+        ("nginx", "docker.io/*", True),
+        ("docker.io/library/nginx", "nginx", False),
+        ("ghcr.io/acme/app", "docker.io/*", False),
+        ("ghcr.io/acme/app", "docker.io/* ghcr.io/acme/*", True),
+        ("ghcr.io/acme/debug", "ghcr.io/acme/* !*/debug", False),
+        ("nginx", "!docker.io/library/*", False),
+        ("ghcr.io/acme/app", "!docker.io/*", True),
+        ("reg:5000/a", "reg:5000/?", True),
+    ],
+)
+def test_images_are_recorded_by_globs(name: str, images: str, *, recorded: bool) -> None:
+    assert ruled(name, images=images) == ("-" if recorded else "excluded-image")
+
+
+def test_the_first_rule_that_matches_names_the_repository() -> None:
+    rules = (("ghcr.io/acme/shop-*", "shop"), ("ghcr.io/acme/*", "platform"))
+    assert ruled("ghcr.io/acme/shop-api", repositories=rules) == "shop"
+    assert ruled("ghcr.io/acme/other", repositories=rules) == "platform"
+    assert ruled("nginx", repositories=rules) == "-"
 
 
 TEXTS = st.one_of(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.builders import TEMPLATE, container, digest, image, pod, record, workload
+from tracker.annotations import NO_MARKS, Marks, Problem
 from tracker.images import Image, SkipReason
 from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
 from tracker.pods import Container, Pod, Skipped
@@ -181,6 +182,95 @@ def test_an_event_names_what_it_may_change_and_nothing_else() -> None:
     assert len(inventory) == 0
 
 
+# What workloads say.
+
+TAGGED: Final = Marks(tags=(("team", "x"),))
+
+
+def of_workload(marks: Marks | None, *pods: Pod) -> Inventory:
+    """Return an inventory of pods whose workload says this."""
+    inventory = Inventory(template=TEMPLATE, marks_of=lambda _workload: marks)
+    for each in pods:
+        inventory.observe(each)
+    return inventory
+
+
+def tags_of(judgement: Judgement) -> tuple[tuple[str, str], ...]:
+    assert isinstance(judgement, Deployed)
+    return judgement.record.tags
+
+
+def test_what_pod_and_workload_say_is_in_the_record_and_the_pods_counts() -> None:
+    own = pod(marks=Marks(tags=(("tier", "gold"),)))
+    assert tags_of(of_workload(TAGGED, own).judge(NAME, None)) == (("team", "x"), ("tier", "gold"))
+    other = pod(marks=Marks(tags=(("team", "y"),)))
+    assert tags_of(of_workload(TAGGED, other).judge(NAME, None)) == (("team", "y"),)
+
+
+def test_the_newest_pod_says_what_is_said() -> None:
+    old, new = (pod(str(age), age=age, marks=Marks(tags=(("age", str(age)),))) for age in (0, 1))
+    assert tags_of(inventory_of([new, old]).judge(NAME, None)) == (("age", "1"),)
+
+
+def test_what_a_workload_says_is_kept_while_it_is_not_known() -> None:
+    inventory = of_workload(None, pod(marks=Marks(tags=(("tier", "gold"),))))
+    before = Record.deployed(NAME, image("b"), TAGGED)
+    assert tags_of(inventory.judge(NAME, before)) == (("team", "x"), ("tier", "gold"))
+    assert tags_of(inventory.judge(NAME, None)) == (("tier", "gold"),)
+    assert tags_of(inventory.judge(NAME, before.decommissioned())) == (("tier", "gold"),)
+
+
+def test_a_changed_annotation_of_a_pod_is_an_event_of_its_names() -> None:
+    inventory = inventory_of([pod()])
+    assert inventory.observe(pod(marks=TAGGED)) == {NAME}
+    assert inventory.observe(pod(marks=TAGGED)) == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("own", "of_owner", "ignored"),
+    [(None, True, True), (False, True, False), (None, False, False), (None, None, False)],
+)
+def test_a_workload_that_is_ignored_has_no_names_unless_the_pod_says_otherwise(
+    own: bool | None,  # noqa: FBT001 - a parameter of the table
+    of_owner: bool | None,  # noqa: FBT001
+    ignored: bool,  # noqa: FBT001
+) -> None:
+    inventory = of_workload(Marks(ignored=of_owner), pod(marks=Marks(ignored=own)))
+    assert isinstance(inventory.judge(NAME, record()), Absent) == ignored
+    assert (NAME not in inventory.held_names()) == ignored
+    assert inventory.skipped() == ({SkipReason.IGNORED: 1} if ignored else {})
+    assert inventory.living() == {workload()}, "it has pods all the same"
+
+
+def test_an_ignored_pod_is_of_a_workload_that_lives() -> None:
+    ignored = Skipped(
+        uid="1", namespace="shop", name="p", reason=SkipReason.IGNORED, workload=workload()
+    )
+    assert inventory_of([ignored]).living() == {workload()}
+
+
+def test_what_can_not_be_used_is_counted_by_workload() -> None:
+    bad = Marks(problems=frozenset({Problem.TAG}))
+    pods = [pod(str(number), marks=bad) for number in range(3)]
+    other = pod("9", owner=workload("api"), marks=bad)
+    assert inventory_of([*pods, other]).problems() == {Problem.TAG: 2}
+
+
+def test_a_job_that_turns_out_to_be_a_cronjobs_gives_its_pods_the_name_of_that() -> None:
+    parts = {JOB: JOB}
+    inventory = Inventory(template=TEMPLATE, resolve=lambda one: parts.get(one, one))
+    inventory.observe(pod(owner=JOB))
+    assert inventory.reassign() == frozenset()
+    parts[JOB] = CRONJOB
+    assert inventory.reassign() == {"shop/import/app", "shop/nightly/app"}
+    assert inventory.names() == {"shop/nightly/app"}
+    assert inventory.reassign() == frozenset()
+    del parts[JOB]
+    # The Job is gone and its pod on its way out: whose it was stands.
+    assert inventory.observe(pod(owner=JOB, terminating=True)) == {"shop/nightly/app"}
+    assert inventory.names() == {"shop/nightly/app"}
+
+
 OWNERS = (workload("web"), workload("api"), JOB, CRONJOB)
 IMAGES = st.sampled_from([image("a"), image("b"), SkipReason.NO_DIGEST, None])
 PODS = st.builds(
@@ -196,6 +286,7 @@ PODS = st.builds(
         max_size=2,
         unique_by=lambda each: each.name,
     ),
+    marks=st.sampled_from([NO_MARKS, TAGGED, Marks(ignored=False)]),
 )
 SKIPPED = st.builds(
     Skipped,
@@ -256,7 +347,7 @@ def oracle(live: list[Pod], template: str, name: str, acknowledged: Record | Non
     if not isinstance(declares.image, Image):
         return Held(displaced=not runs_it)
     return Deployed(
-        record=Record.deployed(name, declares.image),
+        record=Record.deployed(name, declares.image, newest.marks),
         workload=newest.workload,
         container=declares.name,
         displaced=not runs_it,

@@ -34,6 +34,10 @@ RECORDS = st.builds(
     version=st.none() | TEXTS,
     digest=TEXTS.map(Digest),
     status=st.sampled_from(Status),
+    tags=st.dictionaries(TEXTS, TEXTS, max_size=2).map(lambda tags: tuple(sorted(tags.items()))),
+    risks=st.lists(TEXTS, max_size=2).map(tuple),
+    repository=st.none() | st.text(min_size=1, max_size=9),
+    emptied=st.frozensets(st.sampled_from(["tags", "runtime_risks"])),
 )
 ENTRIES = st.builds(
     Entry,
@@ -77,6 +81,18 @@ async def test_any_entry_comes_back_as_it_was_put(entries: list[Entry]) -> None:
         for field in ("acknowledged_at", "not_before", "settle_at"):
             assert getattr(kept, field) == pytest.approx(getattr(expected[name], field), abs=1.0)
         assert timeless(kept) == timeless(expected[name])
+        # It is no part of what a record is, and stands in the file all the same.
+        assert emptied_in(kept) == emptied_in(expected[name])
+
+
+def emptied_in(given_entry: Entry) -> list[frozenset[str]]:
+    records = (
+        given_entry.acknowledged,
+        given_entry.sent,
+        given_entry.unsettled,
+        given_entry.refused,
+    )
+    return [record.emptied for record in records if record is not None]
 
 
 def timeless(given_entry: Entry) -> Entry:
@@ -92,6 +108,10 @@ def test_the_round_trip_knows_every_field() -> None:
         "version",
         "digest",
         "status",
+        "tags",
+        "risks",
+        "repository",
+        "emptied",
     }
     assert {field.name for field in fields(Entry)} == {
         "deployment_name",

@@ -11,6 +11,7 @@ import yaml
 
 from tests.support.generated import COMMAND, INSTALL, ROOT, install, render
 from tracker import __version__
+from tracker.catalog import KINDS
 from tracker.settings import FLAG_ONLY, Settings, load
 
 MANIFESTS = ROOT / "manifests"
@@ -268,20 +269,47 @@ def test_the_ledger_outlives_the_container() -> None:
     assert volume in {each["name"] for each in pod_of(committed())["volumes"]}
 
 
-def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Path) -> None:
-    """A kustomization elsewhere names base and component, as an overlay of a user's does."""
-    paths = {name: os.path.relpath(MANIFESTS / name, tmp_path) for name in ("base", "components")}
-    (tmp_path / "kustomization.yaml").write_text(
+def rendered_with(component: str, folder: Path, *, over: str = "base") -> list[Manifest]:
+    """Render a kustomization elsewhere that names a component, as an overlay of a user's does."""
+    root = os.path.relpath(MANIFESTS, folder)
+    (folder / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [{paths['base']}]\ncomponents: [{paths['components']}/persistence]\n"
+        f"resources: [{root}/{over}]\ncomponents: [{root}/components/{component}]\n"
     )
-    text = render(tmp_path)
+    text = render(folder)
     if text is None:
         pytest.skip("kubectl is not on PATH")
-    manifests = list(yaml.safe_load_all(text))
+    return list(yaml.safe_load_all(text))
+
+
+def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Path) -> None:
+    manifests = rendered_with("persistence", tmp_path)
     claim = one(manifests, "PersistentVolumeClaim")["metadata"]
     (data,) = (volume for volume in pod_of(manifests)["volumes"] if volume["name"] == "data")
     assert data == {"name": "data", "persistentVolumeClaim": {"claimName": claim["name"]}}
     assert claim["namespace"] == one(manifests, "Deployment")["metadata"]["namespace"]
     # A claimed volume is root's, unless the pod's group is given it.
     assert pod_of(manifests)["securityContext"]["fsGroup"]
+
+
+@pytest.mark.parametrize(
+    ("over", "role"), [("base", "ClusterRole"), ("overlays/namespaced", "Role")]
+)
+def test_the_workloads_component_grants_what_is_read_and_says_so(
+    tmp_path: Path, over: str, role: str
+) -> None:
+    manifests = rendered_with("workloads", tmp_path, over=over)
+    pods, *others = one(manifests, role)["rules"]
+    assert [pods] == READ_PODS
+    granted = {
+        (group, resource)
+        for rule in others
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+    }
+    assert granted == {(kind.group, kind.plural) for kind in KINDS.values()}
+    assert {tuple(rule["verbs"]) for rule in others} == {("get", "list")}
+    environ = environment_of(manifests)
+    assert environ["WORKLOADS"] == "true"
+    assert load({}, environ | {"ORG": "acme"}).workloads
+    assert not load({}, environment_of(committed()) | {"ORG": "acme"}).workloads

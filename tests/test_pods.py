@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.support.builders import EPOCH, HASH, digest, raw_container, raw_owner, raw_pod
 from tracker.images import Image, SkipReason
-from tracker.pods import Pod, Skipped, read_pod
+from tracker.pods import Pod, Rules, Skipped, read_pod
 from tracker.workloads import Workload
 
 
@@ -70,7 +70,7 @@ def test_a_running_pod_is_kept_with_its_workload_and_images() -> None:
     ],
 )
 def test_a_pod_that_is_not_recorded_says_why(raw: object, reason: SkipReason) -> None:
-    skipped = read_pod(raw, excluded_namespaces=("kube-*", "ci-*"))
+    skipped = read_pod(raw, rules=Rules(excluded_namespaces=("kube-*", "ci-*")))
     assert isinstance(skipped, Skipped)
     assert (skipped.uid, skipped.reason) == ("uid-1", reason)
 
@@ -197,9 +197,9 @@ POD_SHAPED = st.recursive(
 
 
 def check(raw: object) -> None:
-    pod = read_pod(raw, excluded_namespaces=("kube-*",))
+    pod = read_pod(raw, rules=Rules(excluded_namespaces=("kube-*",)))
     assert isinstance(pod, Pod | Skipped)
-    assert hash(pod) == hash(read_pod(raw, excluded_namespaces=("kube-*",)))
+    assert hash(pod) == hash(read_pod(raw, rules=Rules(excluded_namespaces=("kube-*",))))
     if isinstance(pod, Pod):
         assert pod.uid
         assert pod.workload.name

@@ -15,6 +15,7 @@ from tracker.reconcile import (
     CRONJOB_LOOK_SECONDS,
     MAX_LISTS_APART,
     PATIENCE_SECONDS,
+    UNREAD_SECONDS,
     Absences,
     Sightings,
     see_everything,
@@ -191,6 +192,10 @@ class Scene:
         self.watch = Watch()
         self.living: set[Workload] = set()
         self.touched: list[tuple[float, str]] = []
+        self.kept: set[str] = set()
+        self.unreadable: frozenset[Workload] = frozenset()
+        self.read: list[frozenset[Workload]] = []
+        self.on_read: Callable[[], None] = lambda: None
         self.absences = Absences(
             lists=self.lists,
             sightings=self.watch.sightings,
@@ -200,7 +205,18 @@ class Scene:
             delay_seconds=DELAY,
             cronjob_seconds=cronjob_seconds,
             spans_namespaces=spans_namespaces,
+            read_workloads=self._read_workloads,
+            keep=self._keep,
         )
+
+    def _keep(self, names: Iterable[str]) -> set[str]:
+        return self.kept.intersection(names)
+
+    async def _read_workloads(self, workloads: Iterable[Workload]) -> frozenset[Workload]:
+        self.read.append(frozenset(workloads))
+        await asyncio.sleep(0.01)
+        self.on_read()
+        return self.unreadable.intersection(workloads)
 
     def want(self, name: str = NAME, owner: Workload = WEB, *, absent: bool = True) -> None:
         self.absences.want(name, owner, absent=absent)
@@ -475,3 +491,67 @@ async def test_nothing_is_kept_of_names_that_were_withdrawn() -> None:
         await asyncio.sleep(60)
         assert is_empty(on.absences)
         assert len(on.lists.asked) == 1
+
+
+# Where workloads are read.
+
+
+async def test_workloads_are_read_after_the_pods_and_once_for_all_that_is_due() -> None:
+    async with scene() as on:
+        for container in ("app", "proxy"):
+            on.want(f"shop/web/{container}")
+        on.want("shop/api/app", workload("api"))
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.read == [{WEB, workload("api")}]
+        assert on.confirmed(["shop/web/app", "shop/web/proxy", "shop/api/app"])
+
+
+async def test_a_name_that_its_workload_keeps_is_looked_at_and_not_confirmed() -> None:
+    async with scene() as on:
+        on.kept = {NAME}
+        on.want()
+        on.want("shop/api/app", workload("api"))
+        await asyncio.sleep(DELAY + 0.1)
+        assert sorted(name for _, name in on.touched) == ["shop/api/app", NAME]
+        assert not on.confirmed()
+        assert on.confirmed(["shop/api/app"])
+        await asyncio.sleep(3600)
+        assert len(on.lists.asked) == 1
+
+
+async def test_a_name_whose_workload_can_not_be_read_waits_alone() -> None:
+    async with scene() as on:
+        on.unreadable = frozenset({WEB})
+        on.want()
+        on.want("shop/api/app", workload("api"))
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(["shop/api/app"])
+        assert not on.confirmed()
+        on.want("shop/db/app", workload("db"))
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(["shop/db/app"])
+        await asyncio.sleep(600)
+        assert not on.confirmed()
+        assert 600 / UNREAD_SECONDS - 3 < len(on.read) < 600 / UNREAD_SECONDS + 3
+        on.unreadable = frozenset()
+        await asyncio.sleep(UNREAD_SECONDS)
+        assert on.confirmed()
+
+
+async def test_an_event_while_workloads_are_read_withdraws_what_they_would_confirm() -> None:
+    async with scene() as on:
+        on.on_read = lambda: on.absences.withdraw(NAME)
+        on.want()
+        await asyncio.sleep(DELAY + 0.1)
+        assert not on.confirmed()
+        assert on.touched == []
+
+
+async def test_workloads_are_not_asked_about_what_is_displaced() -> None:
+    async with scene() as on:
+        on.kept = {NAME}
+        on.unreadable = frozenset({WEB})
+        on.want(absent=False)
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.read == [frozenset()]
+        assert on.confirmed()

@@ -117,6 +117,16 @@ class ScriptedView:
         self.lost: list[str] = []
         self.seen_surely: list[str] = []
         self.looks = 0
+        self.unreadable = 0
+        self.readings = 0
+
+    async def read_workloads(self) -> None:
+        """Count, and fail as often as told."""
+        self.readings += 1
+        if self.unreadable:
+            self.unreadable -= 1
+            message = "workloads are forbidden"
+            raise ListError(message)
 
     def see(self, raw: object) -> None:
         """Take what the watch brings."""
@@ -413,6 +423,26 @@ async def test_it_runs_at_its_interval(world: World) -> None:
     async with world.running():
         await asyncio.sleep(3.5 * (INTERVAL + CALM_SECONDS))
     assert len(world.pods.lists) == 3
+
+
+async def test_workloads_are_read_once_a_pass_before_names_are_looked_at(world: World) -> None:
+    world.seen("1")
+    await world.reconciler.once()
+    assert (world.view.readings, world.view.looks) == (1, 1)
+
+
+async def test_workloads_that_can_not_be_read_hold_up_no_pods_and_are_asked_for_again(
+    world: World,
+) -> None:
+    world.seen("1")
+    del world.pods.pods["1"]
+    world.view.unreadable = 1
+    async with world.running():
+        world.reconciler.request()
+        await asyncio.sleep(CALM_SECONDS + 2 * LIST_TAKES)
+        assert (world.view.lost, world.view.looks) == (["1"], 1)
+        await asyncio.sleep(INTERVAL / 2)
+    assert (world.view.readings, world.view.looks) == (2, 2)
 
 
 async def test_requests_are_coalesced_into_one_pass_soon_after(world: World) -> None:

@@ -1,12 +1,14 @@
 """Records, their payload and the template of their key."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.builders import SCOPE, TEMPLATE, digest, image, record
+from tracker.annotations import Marks
 from tracker.records import MAX_DEPLOYMENT_NAME, Record, Scope, Status, check_template, render
 
 BARE = Scope(org="acme", logical_environment="", physical_environment="", cluster="")
@@ -42,6 +44,41 @@ def test_a_decommission_says_what_it_takes_back() -> None:
     assert gone.decommissioned() == gone
     assert gone != deployed
     assert gone.status is Status.DECOMMISSIONED
+
+
+MARKED = Record.deployed(
+    "shop/web/app",
+    image(),
+    Marks(tags=(("team", "x"),), risks=("sensitive-data",), repository="shop"),
+)
+
+
+def test_what_is_said_about_a_deployment_goes_with_it_to_its_end() -> None:
+    said = {
+        "tags": {"team": "x"},
+        "runtime_risks": ["sensitive-data"],
+        "github_repository": "shop",
+    }
+    assert MARKED.payload(SCOPE) == record().payload(SCOPE) | said
+    assert MARKED.decommissioned().payload(SCOPE).items() >= said.items()
+    assert record() != MARKED
+
+
+def test_the_repository_of_an_annotation_counts_before_that_of_a_rule() -> None:
+    ruled = replace(image(), repository="by-rule")
+    assert Record.deployed("x", ruled).repository == "by-rule"
+    assert Record.deployed("x", ruled, Marks(repository="own")).repository == "own"
+
+
+def test_what_is_said_no_more_is_said_to_be_empty_once() -> None:
+    """Left out, it might stand for ever: nobody can look."""
+    bare = record().after([None, MARKED.decommissioned()])
+    assert bare == record()
+    assert bare.payload(SCOPE) == record().payload(SCOPE) | {"tags": {}, "runtime_risks": []}
+    # Posted once more to settle it, it says so again; the one after it does not.
+    assert bare.after([bare]).payload(SCOPE) == bare.payload(SCOPE)
+    assert record("b").after([bare]).payload(SCOPE) == record("b").payload(SCOPE)
+    assert MARKED.after([MARKED]).emptied == frozenset()
 
 
 @pytest.mark.parametrize(

@@ -56,6 +56,9 @@ def test_every_default_is_pinned() -> None:
         "kubeconfig": None,
         "namespace": "",
         "exclude_namespaces": (),
+        "images": (),
+        "repositories": (),
+        "workloads": False,
         "workers": 2,
         "github_rate": 2.6,
         "github_burst": 20,
@@ -98,6 +101,9 @@ def test_every_variable_is_read() -> None:
         "PROXY_FROM_ENV": "true",
         "NAMESPACE": "shop",
         "EXCLUDE_NAMESPACES": "kube-system, preview-*,",
+        "IMAGES": "ghcr.io/acme/*, !*/debug-*,",
+        "REPOSITORIES": "ghcr.io/acme/shop-* = shop,",
+        "WORKLOADS": "true",
         "WORKERS": "7",
         "GITHUB_RATE": "1.5",
         "GITHUB_BURST": "5",
@@ -134,6 +140,9 @@ def test_every_variable_is_read() -> None:
         proxy_from_env=True,
         namespace="shop",
         exclude_namespaces=("kube-system", "preview-*"),
+        images=("ghcr.io/acme/*", "!*/debug-*"),
+        repositories=(("ghcr.io/acme/shop-*", "shop"),),
+        workloads=True,
         workers=7,
         github_rate=1.5,
         github_burst=5,
@@ -445,6 +454,37 @@ def test_namespaces_are_left_out_by_a_comma_list(text: str, globs: tuple[str, ..
 @pytest.mark.parametrize("text", ["*", "**", "a,*", "A", "a b", "a;b", "[ab]*", "a/b", "!a"])
 def test_globs_that_match_everything_or_nothing_are_refused(text: str) -> None:
     assert len(mistakes_of({"EXCLUDE_NAMESPACES": text})) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("!*", "leaves out every image"),
+        ("ghcr.io/acme/app:v1", "has a tag"),
+        ("a b", "matches no image's name"),
+        ("!", "matches no image's name"),
+        ("app@sha256:*", "matches no image's name"),
+    ],
+)
+def test_globs_of_images_that_can_not_be_meant_are_refused(text: str, why: str) -> None:
+    (line,) = mistakes_of({"IMAGES": f"registry:5000/*,{text}"})
+    assert why in line
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("ghcr.io/acme/*", "names no repository"),
+        ("ghcr.io/acme/*=acme/app", "is not a bare repository name"),
+        ("ghcr.io/acme/*=", "is not a bare repository name"),
+        ("ghcr.io/acme/*=..", "is not a bare repository name"),
+        ("=app", "matches no image's name"),
+        ("!ghcr.io/*=app", "not for what does not"),
+    ],
+)
+def test_rules_for_repositories_that_can_not_be_meant_are_refused(text: str, why: str) -> None:
+    (line,) = mistakes_of({"REPOSITORIES": f"registry:5000/*=good.one,{text}"})
+    assert why in line
 
 
 @pytest.mark.parametrize("text", ["shop", "sh*", "other,*op"])

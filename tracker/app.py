@@ -10,7 +10,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Mapping
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import TextIO
@@ -20,17 +20,20 @@ import structlog
 
 from tracker import __version__
 from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_file
+from tracker.catalog import Catalog, Presence, keeps
 from tracker.cluster import Cluster
 from tracker.delivery import Delivery
 from tracker.drift import is_mass
 from tracker.entries import Account, Entry, account_of
-from tracker.errors import LedgerError
+from tracker.errors import LedgerError, ListError
 from tracker.github import GitHub, Tokens
-from tracker.inventory import Absent, Held, Inventory, Judgement
+from tracker.images import ImageRules
+from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
+from tracker.lookups import Lookups
 from tracker.pacing import Pace
-from tracker.pods import Skipped, read_pod
+from tracker.pods import Rules, Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
@@ -81,7 +84,21 @@ class Tracker:
             chance=chance,
             not_before=ledger.pause_until,
         )
-        self.inventory = Inventory(template=settings.dn_template)
+        self.catalog = Catalog(enabled=settings.workloads)
+        self.inventory = Inventory(
+            template=settings.dn_template,
+            marks_of=self.catalog.marks,
+            resolve=self.catalog.resolve,
+        )
+        self._rules = Rules(
+            excluded_namespaces=settings.exclude_namespaces,
+            images=ImageRules(
+                include=tuple(glob for glob in settings.images if not glob.startswith("!")),
+                exclude=tuple(glob[1:] for glob in settings.images if glob.startswith("!")),
+                repositories=settings.repositories,
+            ),
+        )
+        self._kept: set[str] = set()
         self._fingerprint = fingerprint
         self._foreign = foreign
         self._chance = chance
@@ -90,7 +107,11 @@ class Tracker:
         self._shared_told: set[str] = set()
         self._unrecorded_told: dict[str, int] = {}
         self._accounts_told: dict[str, object] = {}
+        self._problems_told: dict[str, int] = {}
         self._sightings = Sightings(known=self.inventory.__contains__)
+        self._lookups = Lookups(
+            reader=cluster, catalog=self.catalog, touch=self._touch, learned=self._reassign
+        )
         self._absences = Absences(
             lists=cluster,
             sightings=self._sightings,
@@ -98,9 +119,12 @@ class Tracker:
             touch=self._touch,
             chance=chance,
             delay_seconds=settings.decommission_delay.total_seconds(),
-            cronjob_seconds=settings.cronjob_hold.total_seconds(),
+            # Where CronJobs are read, the CronJob itself says whether there will be a next run.
+            cronjob_seconds=0.0 if settings.workloads else settings.cronjob_hold.total_seconds(),
             spans_namespaces="{{namespace}}" not in settings.dn_template,
             astray=self.request_reconcile,
+            read_workloads=self._lookups.read,
+            keep=self._keep,
         )
         self._reconciler = Reconciler(
             pods=cluster,
@@ -159,7 +183,7 @@ class Tracker:
 
     def held(self, *, without: Collection[str] = ()) -> Collection[str]:
         """Return the names that are held, or would be if the pods of these uids were gone."""
-        return self.inventory.held_names(without=without)
+        return self.inventory.held_names(without=without) | self._kept
 
     def see_surely(self, raw: object) -> None:
         """Take note of a pod that was fetched."""
@@ -171,6 +195,17 @@ class Tracker:
         self._gone = {gone: until for gone, until in self._gone.items() if until > now}
         self._gone[uid] = now + GONE_SECONDS
         self.lose(uid)
+
+    async def read_workloads(self) -> None:
+        """Read all workloads anew, where they may be read. Raises `ListError`."""
+        if not self.settings.workloads:
+            return
+        try:
+            await self._lookups.read_all()
+        finally:
+            self.catalog.prune(self.inventory.living())
+            self._kept.clear()
+            self._keep([entry.deployment_name for entry in self.ledger.entries()])
 
     def look_at_all(self) -> None:
         """
@@ -184,7 +219,7 @@ class Tracker:
             self._delivery.touch(entry.deployment_name)
         for name in self.inventory.names():
             self._delivery.touch(name)
-        held = self.inventory.held_names()
+        held = self.held()
         due = to_repost(
             [
                 entry
@@ -214,6 +249,7 @@ class Tracker:
             ("reconcile", self._reconcile()),
             ("delivery", self._delivery.run()),
             ("absences", self._absences.run()),
+            ("lookups", self._lookups.run()),
             ("ageing", self._age()),
         ):
             self._tasks.append(asyncio.create_task(work, name=name))
@@ -243,6 +279,10 @@ class Tracker:
 
     async def _reconcile(self) -> None:
         await see_everything(lists=self.cluster, sightings=self._sightings, chance=self._chance)
+        try:
+            await self.read_workloads()
+        except ListError:
+            self.request_reconcile()  # it was told; what is not known is held
         standing = frozenset(self.standing())
         absent = standing - frozenset(self.held())
         if self._foreign:
@@ -302,7 +342,7 @@ class Tracker:
             _log.error("the cluster was not noted in the ledger", reason=str(error))
 
     def _see(self, raw: object, *, surely: bool) -> None:
-        pod = read_pod(raw, excluded_namespaces=self.settings.exclude_namespaces)
+        pod = read_pod(raw, rules=self._rules)
         if surely:
             self._gone.pop(pod.uid, None)
         if not pod.uid or pod.uid in self._gone:
@@ -313,9 +353,39 @@ class Tracker:
 
     def _change(self, uid: str, names: frozenset[str]) -> None:
         self._sightings.note(uid)
+        self._look_anew(names)
+
+    def _look_anew(self, names: Iterable[str]) -> None:
+        """Have names looked at of which nothing that was found out before counts any more."""
         for name in names:
+            self._kept.discard(name)
             self._absences.withdraw(name)
             self._delivery.touch(name)
+
+    def _reassign(self) -> None:
+        """Take note that workloads were read: a Job may have turned out to be a CronJob's."""
+        self._look_anew(self.inventory.reassign())
+
+    def _keep(self, names: Iterable[str]) -> Collection[str]:
+        """Return which of these names are kept by a workload that is there and has no pods."""
+        living = self.inventory.living()
+        kept: set[str] = set()
+        for name in names:
+            entry = self.ledger.get(name)
+            if entry is None or self.catalog.presence(entry.workload) is not Presence.THERE:
+                continue
+            if entry.workload in living or self._rules.excludes(entry.workload.namespace):
+                continue
+            if keeps(
+                self.catalog,
+                entry.workload,
+                entry.container,
+                name,
+                template=self.settings.dn_template,
+            ):
+                kept.add(name)
+        self._kept |= kept
+        return kept
 
     def _tell_unrecorded(self) -> None:
         """Tell what is not recorded, by reason, when that changed; and each shared name once."""
@@ -333,6 +403,13 @@ class Tracker:
         if counts != self._unrecorded_told:
             self._unrecorded_told = counts
             _log.info("not recorded", **dict(sorted(counts.items())))
+        problems = {each.value: count for each, count in self.inventory.problems().items()}
+        if problems != self._problems_told:
+            self._problems_told = problems
+            _log.warning(
+                "annotations under metadata.github.com/ can't be used, by number of workloads",
+                **dict(sorted(problems.items())),
+            )
 
     def _tell_accounts(self, entries: Collection[Entry]) -> None:
         """Tell how many names are in which state, and why, when that changed."""
@@ -356,8 +433,12 @@ class Tracker:
     def _judge(self, name: str, acknowledged: Record | None) -> Judgement:
         """Judge a name by the inventory, but for an absence that a list can't speak about."""
         judgement = self.inventory.judge(name, acknowledged)
+        if isinstance(judgement, Deployed) and self._lookups.awaits(judgement.workload, name):
+            return Held(displaced=False)
         if isinstance(judgement, Absent):
             entry = self.ledger.get(name)
+            if name in self._kept:
+                return Held(displaced=False)
             if entry is not None and (self._foreign or not self._covers(entry)):
                 return Held(displaced=False)
         return judgement

@@ -16,12 +16,13 @@ import json
 import math
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Literal, Self, cast
+from urllib.parse import quote
 
 import aiohttp
 import structlog
@@ -34,10 +35,13 @@ from kubernetes_asyncio.config import (
 )
 from kubernetes_asyncio.config.incluster_config import SERVICE_HOST_ENV_NAME
 
+from tracker.annotations import read_marks
 from tracker.answers import clean_text
+from tracker.catalog import KINDS, Kind, Known
 from tracker.drift import Listed
 from tracker.errors import CredentialsError, ListError
-from tracker.pods import read_version
+from tracker.pods import controllers_in, read_version
+from tracker.workloads import Workload
 
 __all__ = ["Cluster", "Connection", "Endpoint"]
 
@@ -54,11 +58,14 @@ LOGIN_SECONDS: Final = 60.0
 CONNECT_SECONDS: Final = 10.0
 READ_BUFFER: Final = 2**21
 """Bytes; one line of a watch holds a whole object, and etcd takes objects of up to 1.5 MiB."""
-METADATA_ONLY: Final = (
+WORKLOAD_PAGE: Final = 1000
+METADATA_OF_MANY: Final = (
     "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io,application/json"
 )
-
+METADATA_OF_ONE: Final = METADATA_OF_MANY.replace("MetadataList", "Metadata")
 WHOLE: Final = "application/json"
+PODS: Final = ("/api/v1", "pods")
+PLURALS: Final = frozenset({"pods", *(kind.plural for kind in KINDS.values())})
 
 _log = structlog.get_logger(__name__)
 
@@ -99,7 +106,7 @@ class Cluster:
         self._environ = environ
         self._namespace = namespace
         self._user_agent = user_agent
-        self._apis: dict[str, client.ApiClient] = {}
+        self._api: client.ApiClient | None = None
         # One list at a time: they are rare, and a login that failed is not closed under another.
         self._turn = asyncio.Lock()
         self._watches = _Turns(apart=APART_SECONDS, at_most=APART_SECONDS)
@@ -186,30 +193,47 @@ class Cluster:
 
         The list is consistent and complete. Raises `ListError`.
         """
-        return frozenset(await self._metadata(namespace or self._namespace))
+        return frozenset(await self._pods(namespace or self._namespace))
 
     async def list_pods(self) -> Mapping[str, Listed]:
         """Return all pods that are watched, by uid: consistent, complete. Raises `ListError`."""
-        return await self._metadata(self._namespace)
+        return await self._pods(self._namespace)
 
     async def fetch_pods(self) -> Sequence[object]:
         """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
-        return await self._list(self._namespace, WHOLE)
+        return await self._list(_path(PODS, self._namespace), WHOLE, page=PAGE)
 
     async def fetch_pod(self, namespace: str, name: str) -> object | None:
         """Return one pod as it is, or None when there is none. Raises `ListError`."""
-        async with self._turn:
-            core = client.CoreV1Api(await self._login(WHOLE))
-            status, body = await self._ask(
-                core.read_namespaced_pod(
-                    name, namespace, _preload_content=False, _request_timeout=LIST_SECONDS
-                )
-            )
-        if status == HTTPStatus.NOT_FOUND:
-            return None
-        return _decoded(status, body, "Pod")
+        return await self._fetch(_path(PODS, namespace, name), WHOLE, "Pod")
 
-    async def _metadata(self, namespace: str) -> dict[str, Listed]:
+    async def list_workloads(self, kind: Kind, namespace: str | None) -> Mapping[Workload, Known]:
+        """
+        Return all workloads of a kind in a namespace, or of all that are watched when it is None.
+
+        Metadata only, consistent and complete. Raises `ListError`.
+        """
+        path = _path(_root(kind), namespace or self._namespace)
+        items = await self._list(path, METADATA_OF_MANY, page=WORKLOAD_PAGE)
+        try:
+            return dict(_workload(kind, item["metadata"]) for item in items)
+        except (KeyError, TypeError, AttributeError) as error:
+            message = f"a list of {kind.plural} lacks names"
+            raise ListError(message) from error
+
+    async def fetch_workload(self, kind: Kind, workload: Workload) -> Known | None:
+        """Return one workload's metadata, or None when there is none. Raises `ListError`."""
+        path = _path(_root(kind), workload.namespace, workload.name)
+        found = await self._fetch(path, METADATA_OF_ONE, "Metadata")
+        if found is None:
+            return None
+        try:
+            return _workload(kind, found["metadata"])[1]
+        except (KeyError, TypeError, AttributeError) as error:
+            message = f"one of {kind.plural} lacks a name"
+            raise ListError(message) from error
+
+    async def _pods(self, namespace: str) -> dict[str, Listed]:
         try:
             return {
                 item["metadata"]["uid"]: Listed(
@@ -217,42 +241,62 @@ class Cluster:
                     name=item["metadata"]["name"],
                     version=read_version(item["metadata"].get("resourceVersion")),
                 )
-                for item in await self._list(namespace, METADATA_ONLY)
+                for item in await self._list(_path(PODS, namespace), METADATA_OF_MANY, page=PAGE)
             }
         except (KeyError, TypeError, AttributeError) as error:
             message = "a list of pods lacks uids"
             raise ListError(message) from error
 
-    async def _list(self, namespace: str, accept: str) -> list[Any]:
+    async def _list(self, path: str, accept: str, *, page: int) -> list[Any]:
         """Return the items of all pages."""
         items: list[Any] = []
-        token = ""
+        query: dict[str, str] = {"limit": str(page)}
         async with self._turn:
-            core = client.CoreV1Api(await self._login(accept))
             while True:
-                status, body = await self._ask(_page(core, namespace, token))
-                page = _decoded(status, body, "List")
-                listed = page.get("items") or []
+                status, body = await self._ask(path, accept, query)
+                found = _decoded(status, body, "List", path)
+                listed = found.get("items") or []
                 if not isinstance(listed, list):
-                    message = "a list of pods lacks its items"
+                    message = f"a list of {_plural(path)} lacks its items"
                     raise ListError(message)
                 items += listed
-                metadata = page.get("metadata")
+                metadata = found.get("metadata")
                 token = metadata.get("continue") or "" if isinstance(metadata, Mapping) else ""
                 if not token:
                     return items
+                query["continue"] = token
 
-    async def _ask(self, request: Awaitable[object]) -> tuple[int, bytes]:
-        """Await a request made without its content preloaded; return its status and body."""
+    async def _fetch(self, path: str, accept: str, kind: str) -> Mapping[str, Any] | None:
+        """Return one object, or None when there is none."""
+        async with self._turn:
+            status, body = await self._ask(path, accept, {})
+        if status == HTTPStatus.NOT_FOUND:
+            return None
+        return _decoded(status, body, kind, path)
+
+    async def _ask(self, path: str, accept: str, query: Mapping[str, str]) -> tuple[int, bytes]:
+        """Send one GET; return its status and body. Raises `ListError`."""
         try:
-            response = cast("aiohttp.ClientResponse", await request)
+            api = await self._login()
+            response = cast(
+                "aiohttp.ClientResponse",
+                await api.call_api(
+                    path,
+                    "GET",
+                    query_params=list(query.items()),
+                    header_params={"Accept": accept},
+                    auth_settings=["BearerToken"],
+                    _preload_content=False,
+                    _request_timeout=LIST_SECONDS,
+                ),
+            )
             async with response:
                 status, body = response.status, await response.read()
         except (aiohttp.ClientError, OSError, ConfigException, ValueError) as error:
             # The last two are of the token, which is read again now and then: none, or not one.
             await self._logout()
             said = clean_text(str(error)) or type(error).__name__
-            message = f"the API server can't be asked for pods: {said}"
+            message = f"the API server can't be asked for {_plural(path)}: {said}"
             raise ListError(message) from error
         if status in {HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN}:
             # A rotated token, a moved server, a token that was not there yet (who sends none is
@@ -260,10 +304,9 @@ class Cluster:
             await self._logout()
         return status, body
 
-    async def _login(self, accept: str) -> client.ApiClient:
-        """Return a client that asks for one form of objects. Raises `ListError`."""
-        api = self._apis.get(accept)
-        if api is None:
+    async def _login(self) -> client.ApiClient:
+        """Return a client that is let in. Raises `ListError`."""
+        if self._api is None:
             try:
                 configuration = await self._configuration()
                 session = _session(configuration, self._user_agent)
@@ -273,13 +316,12 @@ class Cluster:
             await api.rest_client.pool_manager.close()
             api.rest_client.pool_manager = session
             api.user_agent = self._user_agent
-            api.set_default_header("Accept", accept)
-            self._apis[accept] = api
-        return api
+            self._api = api
+        return self._api
 
     async def _logout(self) -> None:
-        apis, self._apis = self._apis, {}
-        for api in apis.values():
+        api, self._api = self._api, None
+        if api is not None:
             await api.close()
 
     async def _configuration(self) -> client.Configuration:
@@ -396,22 +438,40 @@ def _session(
     )
 
 
-def _page(core: client.CoreV1Api, namespace: str, token: str) -> Awaitable[object]:
-    """Ask for the next page; `token` is "" for the first."""
-    if namespace:
-        return core.list_namespaced_pod(
-            namespace,
-            limit=PAGE,
-            _continue=token,
-            _preload_content=False,
-            _request_timeout=LIST_SECONDS,
-        )
-    return core.list_pod_for_all_namespaces(
-        limit=PAGE, _continue=token, _preload_content=False, _request_timeout=LIST_SECONDS
+def _root(kind: Kind) -> tuple[str, str]:
+    """Return where a kind is in the API."""
+    return f"/apis/{kind.api_version}", kind.plural
+
+
+def _path(root: tuple[str, str], namespace: str, name: str = "") -> str:
+    """Return the path of all objects of a kind, of a namespace's, or of one of them."""
+    api, plural = root
+    parts = [api, *(["namespaces", quote(namespace, safe="")] if namespace else []), plural]
+    return "/".join([*parts, *([quote(name, safe="")] if name else [])])
+
+
+def _plural(path: str) -> str:
+    """Return what a path is about, for a message."""
+    return next((part for part in reversed(path.split("/")) if part in PLURALS), "objects")
+
+
+def _workload(kind: Kind, metadata: Mapping[str, Any]) -> tuple[Workload, Known]:
+    """Return a workload from its metadata. Raises KeyError, TypeError, AttributeError."""
+    workload = Workload(
+        api_version=kind.api_version,
+        kind=kind.kind,
+        namespace=metadata["namespace"],
+        name=metadata["name"],
     )
+    known = Known(
+        controller=next(iter(controllers_in(metadata)), None),
+        terminating=bool(metadata.get("deletionTimestamp")),
+        marks=read_marks(metadata.get("annotations") or {}),
+    )
+    return workload, known
 
 
-def _decoded(status: int, body: bytes, kind: str) -> Mapping[str, Any]:
+def _decoded(status: int, body: bytes, kind: str, path: str) -> Mapping[str, Any]:
     """Return an object whose kind ends in `kind`. Raises `ListError` for anything else."""
     try:
         found = json.loads(body)
@@ -419,9 +479,9 @@ def _decoded(status: int, body: bytes, kind: str) -> Mapping[str, Any]:
         found = None
     if status != HTTPStatus.OK:
         said = clean_text(str(found.get("message"))) if isinstance(found, Mapping) else ""
-        message = f"the API server refused to tell of pods: {status} {said}"
+        message = f"the API server refused to tell of {_plural(path)}: {status} {said}"
         raise ListError(message.rstrip())
-    if not isinstance(found, Mapping) or not str(found.get("kind")).endswith(kind):
+    if not isinstance(found, Mapping) or not str(found.get("kind", "")).endswith(kind):
         message = "what answered for the API server is not one"
         raise ListError(message)
     return found

@@ -484,10 +484,11 @@ class Delivery:
                 # A limit came while the intent was written. Nothing has left: nothing is open.
                 await self._undo(planned)
                 return []
-            if len(planned) == 1:
-                await self._post_single(intended[0], planned[0].send.record, part)
+            records = [each.sent for each in intended if each.sent is not None]
+            if len(records) == 1:
+                await self._post_single(intended[0], records[0], part)
                 return []
-            return await self._post_batch(intended, [each.send.record for each in planned], part)
+            return await self._post_batch(intended, records, part)
 
     async def _plan(self, names: Sequence[str], *, behind: bool) -> list[_Planned]:
         """Look at names once more, now that they can be sent; do all else that is to be done."""

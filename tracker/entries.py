@@ -255,6 +255,8 @@ def next_step(
     step = _step_of_its_own(judgement, entry, absence_confirmed=absence_confirmed, now=now)
     if not isinstance(step, Send) or step.record.status is Status.DECOMMISSIONED:
         return step
+    if step.record.repository is not None:
+        return step  # GitHub need not know its digest
     found = unknown.get(step.record.digest)
     if found is None or now >= found.due:
         return step
@@ -295,6 +297,7 @@ def intend(entry: Entry | None, send: Send) -> Entry:
         entry = Entry(
             deployment_name=record.deployment_name, workload=send.workload, container=send.container
         )
+    record = record.after((entry.acknowledged, entry.sent, entry.unsettled, entry.refused))
     again = entry.sent == record
     refused = entry.sent if not again and entry.state in _REFUSED else entry.refused
     return replace(

@@ -14,13 +14,17 @@ an image reference is not used.
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import NewType
+from fnmatch import fnmatchcase
+from typing import Final, NewType
 
 __all__ = [
+    "EVERY_IMAGE",
     "Digest",
     "Image",
+    "ImageRules",
     "Reference",
     "SkipReason",
     "parse_image_id",
@@ -59,6 +63,7 @@ class SkipReason(StrEnum):
     IGNORED = "ignored"
     NAMESPACE = "excluded-namespace"
     MALFORMED = "malformed"
+    IMAGE = "excluded-image"
     NO_DIGEST = "no-manifest-digest"
     IMAGE_NAME = "image-name-too-long"
     DEPLOYMENT_NAME = "deployment-name-too-long"
@@ -75,11 +80,50 @@ class Reference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Image:
-    """What GitHub is told of an image: a name of 1-256 characters, a tag of 1-100 or None."""
+    """
+    What GitHub is told of an image: a name of 1-256 characters, a tag of 1-100 or None.
+
+    `repository` is the GitHub repository that the operator's rules name for it, or None.
+    """
 
     name: str
     version: str | None
     digest: Digest
+    repository: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageRules:
+    """
+    What the operator says of images, by globs over their names.
+
+    An image is recorded when it matches one of `include` (or there is none) and none of `exclude`.
+    `repositories` are (glob, GitHub repository), of which the first that matches counts. A glob
+    is held against the name as it is written and as it is written out: `docker.io/library/*`
+    matches `nginx`.
+    """
+
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    repositories: tuple[tuple[str, str], ...] = ()
+
+    def apply(self, image: Image) -> "Image | SkipReason":
+        """Return the image with its repository, or why it is not recorded."""
+        if not (self.include or self.exclude or self.repositories):
+            return image
+        names = {image.name, _written_out(image.name)}
+        if self.include and not _matches(names, self.include):
+            return SkipReason.IMAGE
+        if _matches(names, self.exclude):
+            return SkipReason.IMAGE
+        for glob, repository in self.repositories:
+            if _matches(names, [glob]):
+                return replace(image, repository=repository)
+        return image
+
+
+EVERY_IMAGE: Final = ImageRules()
+"""Rules that leave nothing out and name no repository."""
 
 
 def parse_reference(text: str) -> Reference | None:
@@ -167,16 +211,25 @@ def _text(reference: Reference) -> str:
 
 def _familiar(reference: Reference) -> tuple[str, str | None]:
     """Return repository and tag as every runtime would write them, for comparing only."""
-    first, slash, rest = reference.repository.partition("/")
+    tag = reference.tag
+    if tag is None and reference.digest is None:
+        tag = "latest"
+    return _written_out(reference.repository), tag
+
+
+def _written_out(repository: str) -> str:
+    """Return a repository with the registry and path that it means: `docker.io/library/nginx`."""
+    first, slash, rest = repository.partition("/")
     if not slash or not ("." in first or ":" in first or first == "localhost" or first[0] == "["):
-        domain, path = "docker.io", reference.repository
+        domain, path = "docker.io", repository
     else:
         domain, path = first, rest
     if domain == "index.docker.io":
         domain = "docker.io"
     if domain == "docker.io" and "/" not in path:
         path = f"library/{path}"
-    tag = reference.tag
-    if tag is None and reference.digest is None:
-        tag = "latest"
-    return f"{domain}/{path}", tag
+    return f"{domain}/{path}"
+
+
+def _matches(names: Iterable[str], globs: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, glob) for glob in globs for name in names)

@@ -7,16 +7,18 @@ follows from the pods it holds now, so that repeated, late and coalesced events 
 answer. Its memory is bounded by the pods that live.
 
 It knows nothing of what GitHub holds but what it is told with a question: the record that GitHub
-acknowledged last decides whether a digest that can't be replaced still runs.
+acknowledged last decides whether a digest that can't be replaced still runs. And of workloads it
+knows only what it asks for: what their annotations say.
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 
+from tracker.annotations import NO_MARKS, Marks, Problem
 from tracker.images import Digest, Image, SkipReason
 from tracker.pods import Container, Pod, Skipped
-from tracker.records import Record, render
+from tracker.records import Record, Status, render
 from tracker.workloads import Workload
 
 __all__ = ["Absent", "Deployed", "Held", "Inventory", "Judgement"]
@@ -69,10 +71,21 @@ class Inventory:
     The pods that were seen and what follows from them.
 
     `template` is a deployment name template that `tracker.records.check_template` found good.
+    `marks_of` returns what a workload says of its pods, or None when that is not known; what a
+    record said before is taken to be said still, then. `resolve` returns the workload that a
+    workload is part of, or itself: a Job may be a CronJob's.
     """
 
-    def __init__(self, *, template: str) -> None:
+    def __init__(
+        self,
+        *,
+        template: str,
+        marks_of: Callable[[Workload], Marks | None] = lambda _workload: NO_MARKS,
+        resolve: Callable[[Workload], Workload] = lambda workload: workload,
+    ) -> None:
         self._template = template
+        self._marks_of = marks_of
+        self._resolve = resolve
         self._pods: dict[str, Pod | Skipped] = {}
         self._claims: dict[str, dict[str, _Claim]] = {}
         self._names: dict[str, tuple[str, ...]] = {}
@@ -94,6 +107,8 @@ class Inventory:
         overtake each other; `surely` takes it all the same (a restored cluster counts anew).
         """
         known = self._pods.get(pod.uid)
+        if isinstance(pod, Pod):
+            pod = self._with_workload(pod, known)
         if known is not None:
             if pod.version < known.version and not surely:
                 return frozenset()
@@ -111,6 +126,14 @@ class Inventory:
         self._pods.pop(uid, None)
         return names
 
+    def reassign(self) -> frozenset[str]:
+        """Ask anew whose workloads are part of others; return the names this may change."""
+        changed: set[str] = set()
+        for pod in list(self._pods.values()):
+            if isinstance(pod, Pod) and self._resolve(pod.workload) != pod.workload:
+                changed |= self.observe(pod)
+        return frozenset(changed)
+
     def versions(self) -> dict[str, int]:
         """Return the resourceVersion of each pod by uid, as of now."""
         return {uid: pod.version for uid, pod in self._pods.items()}
@@ -120,7 +143,10 @@ class Inventory:
         return frozenset(
             name
             for name, claims in self._claims.items()
-            if any(claim.pod.holds and uid not in without for uid, claim in claims.items())
+            if any(
+                claim.pod.holds and uid not in without and not self._ignores(claim.pod)
+                for uid, claim in claims.items()
+            )
         )
 
     def names(self) -> Collection[str]:
@@ -129,11 +155,15 @@ class Inventory:
 
     def judge(self, name: str, acknowledged: Record | None) -> Judgement:
         """Say what should stand under a name, given what GitHub acknowledged for it last."""
-        claims = self._claims.get(name, {}).values()
-        if not any(claim.pod.holds for claim in claims):
+        claims = [
+            claim
+            for claim in self._claims.get(name, {}).values()
+            if claim.pod.holds and not self._ignores(claim.pod)
+        ]
+        if not claims:
             return Absent()
         displaced = acknowledged is not None and not any(
-            claim.pod.holds and _runs(claim.container, acknowledged.digest) for claim in claims
+            _runs(claim.container, acknowledged.digest) for claim in claims
         )
         newest = _newest(claims)
         if newest is None:
@@ -143,7 +173,7 @@ class Inventory:
         if not isinstance(image, Image):
             return Held(displaced=displaced)
         return Deployed(
-            record=Record.deployed(name, image),
+            record=Record.deployed(name, image, self._marks(newest.pod, acknowledged)),
             workload=newest.pod.workload,
             container=newest.container.name,
             displaced=displaced,
@@ -152,8 +182,20 @@ class Inventory:
     def living(self) -> frozenset[Workload]:
         """Return the workloads with a pod that may run now or later, whatever it declares."""
         return frozenset(
-            pod.workload for pod in self._pods.values() if isinstance(pod, Pod) and pod.unfinished
+            pod.workload
+            for pod in self._pods.values()
+            if pod.workload is not None and (isinstance(pod, Skipped) or pod.unfinished)
         )
+
+    def problems(self) -> Mapping[Problem, int]:
+        """Return of how many workloads the pods' annotations can't be used, by what is wrong."""
+        found = {
+            (pod.workload, problem)
+            for pod in self._pods.values()
+            if isinstance(pod, Pod)
+            for problem in self._marks(pod, None).problems
+        }
+        return Counter(problem for _, problem in found)
 
     def skipped(self) -> Mapping[SkipReason, int]:
         """Return how many pods, and containers of other pods, are not recorded now, by reason."""
@@ -161,6 +203,8 @@ class Inventory:
         for pod in self._pods.values():
             if isinstance(pod, Skipped):
                 counts[pod.reason] += 1
+            elif self._ignores(pod):
+                counts[SkipReason.IGNORED] += 1
             else:
                 counts.update(
                     container.image
@@ -182,6 +226,29 @@ class Inventory:
             if len(claims) > 1 and len({claim.pod.workload for claim in claims.values()}) > 1:
                 found.add(name)
         return frozenset(found)
+
+    def _with_workload(self, pod: Pod, known: Pod | Skipped | None) -> Pod:
+        """Return a pod with the workload that its own is part of."""
+        workload = self._resolve(pod.workload)
+        if workload.kind == "Job" and isinstance(known, Pod) and known.workload.kind == "CronJob":
+            # The Job is gone by now and can't say any more whose it was.
+            workload = known.workload
+        return pod if workload == pod.workload else replace(pod, workload=workload)
+
+    def _ignores(self, pod: Pod) -> bool:
+        """Tell whether the pod's workload asks that it is not recorded, and the pod does not."""
+        if pod.marks.ignored is not None:
+            return pod.marks.ignored
+        marks = self._marks_of(pod.workload)
+        return marks is not None and marks.ignored is True
+
+    def _marks(self, pod: Pod, acknowledged: Record | None) -> Marks:
+        """Return what is said about a pod, by itself and by its workload."""
+        of_workload = self._marks_of(pod.workload)
+        if of_workload is None:
+            stands = acknowledged is not None and acknowledged.status is Status.DEPLOYED
+            of_workload = acknowledged.marks if acknowledged is not None and stands else NO_MARKS
+        return pod.marks.over(of_workload)
 
     def _declare(self, pod: Pod) -> frozenset[str]:
         names: list[str] = []

@@ -328,19 +328,29 @@ def _number(value: object) -> float | None:
 
 
 def _text(record: Record | None) -> str | None:
-    """Return a record as JSON: ASCII, sorted, so that equal records are equal texts."""
+    """
+    Return a record as JSON: ASCII, sorted, so that equal records are equal texts.
+
+    What is empty is left out, as it was before there was such a thing.
+    """
     if record is None:
         return None
-    return json.dumps(
-        {
-            "deployment_name": record.deployment_name,
-            "digest": record.digest,
-            "name": record.name,
-            "status": record.status.value,
-            "version": record.version,
-        },
-        separators=(",", ":"),
-    )
+    fields: dict[str, object] = {
+        "deployment_name": record.deployment_name,
+        "digest": record.digest,
+        "name": record.name,
+        "status": record.status.value,
+        "version": record.version,
+    }
+    if record.tags:
+        fields["tags"] = dict(record.tags)
+    if record.risks:
+        fields["risks"] = record.risks
+    if record.repository:
+        fields["repository"] = record.repository
+    if record.emptied:
+        fields["emptied"] = sorted(record.emptied)
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def _record(text: object) -> Record | None:
@@ -353,4 +363,8 @@ def _record(text: object) -> Record | None:
         version=fields["version"],
         digest=Digest(fields["digest"]),
         status=Status(fields["status"]),
+        tags=tuple(sorted(fields.get("tags", {}).items())),
+        risks=tuple(fields.get("risks", ())),
+        repository=fields.get("repository"),
+        emptied=frozenset(fields.get("emptied", ())),
     )

@@ -11,12 +11,22 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from typing import Final
 
-from tracker.annotations import is_ignored
-from tracker.images import Image, SkipReason, resolve_image
+from tracker.annotations import NO_MARKS, Marks, read_marks
+from tracker.images import EVERY_IMAGE, Image, ImageRules, SkipReason, resolve_image
 from tracker.workloads import Owner, Workload, workload_of
 
-__all__ = ["Container", "Pod", "Skipped", "read_pod", "read_version"]
+__all__ = [
+    "EVERYTHING",
+    "Container",
+    "Pod",
+    "Rules",
+    "Skipped",
+    "controllers_in",
+    "read_pod",
+    "read_version",
+]
 
 MIRROR = "kubernetes.io/config.mirror"
 """Annotation of the API server's copy of a static pod, which a node runs on its own account."""
@@ -24,6 +34,22 @@ FINISHED = frozenset({"Succeeded", "Failed"})
 MAX_VERSION = 20
 """Digits of a resourceVersion: etcd's are 64 bits wide."""
 _EPOCH = datetime.fromtimestamp(0, tz=UTC)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What the operator wants recorded; `excluded_namespaces` are shell-style globs."""
+
+    excluded_namespaces: tuple[str, ...] = ()
+    images: ImageRules = EVERY_IMAGE
+
+    def excludes(self, namespace: str) -> bool:
+        """Tell whether a namespace is left out."""
+        return any(fnmatchcase(namespace, glob) for glob in self.excluded_namespaces)
+
+
+EVERYTHING: Final = Rules()
+"""Rules that leave nothing out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +83,7 @@ class Pod:
     terminating: bool
     workload: Workload
     containers: tuple[Container, ...]
+    marks: Marks = NO_MARKS
     version: int = field(default=0, compare=False)
 
     @property
@@ -77,21 +104,26 @@ class Pod:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Skipped:
-    """A pod that is not recorded, and why."""
+    """
+    A pod that is not recorded, and why.
+
+    `workload` is whose it is when it is ignored and may run: that workload has pods, and none of
+    them is to be recorded.
+    """
 
     uid: str
     namespace: str
     name: str
     reason: SkipReason
+    workload: Workload | None = None
     version: int = field(default=0, compare=False)
 
 
-def read_pod(raw: object, *, excluded_namespaces: tuple[str, ...] = ()) -> Pod | Skipped:
+def read_pod(raw: object, *, rules: Rules = EVERYTHING) -> Pod | Skipped:
     """
     Return what is kept of a pod as the API server sends it (core/v1 Pod, decoded JSON).
 
-    `excluded_namespaces` are shell-style globs. Any JSON is taken; what is not pod-shaped is
-    `Skipped` as malformed.
+    Any JSON is taken; what is not pod-shaped is `Skipped` as malformed.
     """
     pod = _mapping(raw)
     metadata = _mapping(pod.get("metadata"))
@@ -99,34 +131,45 @@ def read_pod(raw: object, *, excluded_namespaces: tuple[str, ...] = ()) -> Pod |
     name = _text(metadata.get("name"))
     annotations = _mapping(metadata.get("annotations"))
     created = _time(metadata.get("creationTimestamp"))
-    owners = tuple(_controllers(metadata))
-
+    owners = controllers_in(metadata)
     version = read_version(metadata.get("resourceVersion"))
 
-    def skipped(reason: SkipReason) -> Skipped:
-        return Skipped(uid=uid, namespace=namespace, name=name, reason=reason, version=version)
+    def skipped(reason: SkipReason, workload: Workload | None = None) -> Skipped:
+        return Skipped(
+            uid=uid,
+            namespace=namespace,
+            name=name,
+            reason=reason,
+            workload=workload,
+            version=version,
+        )
 
     if not (uid and namespace and name) or created is None:
         return skipped(SkipReason.MALFORMED)
-    if any(fnmatchcase(namespace, glob) for glob in excluded_namespaces):
+    if rules.excludes(namespace):
         return skipped(SkipReason.NAMESPACE)
-    if is_ignored(annotations):
-        return skipped(SkipReason.IGNORED)
+    workload = workload_of(namespace, owners, _mapping(metadata.get("labels")), created)
+    status = _mapping(pod.get("status"))
+    phase = _text(status.get("phase")) or "Unknown"
+    terminating = bool(metadata.get("deletionTimestamp"))
+    marks = read_marks(annotations)
+    if marks.ignored:
+        may_run = terminating or phase not in FINISHED
+        return skipped(SkipReason.IGNORED, workload if may_run else None)
     if MIRROR in annotations or any(owner.kind == "Node" for owner in owners):
         return skipped(SkipReason.STATIC)
-    workload = workload_of(namespace, owners, _mapping(metadata.get("labels")), created)
     if workload is None:
         return skipped(SkipReason.BARE)
-    status = _mapping(pod.get("status"))
     return Pod(
         uid=uid,
         namespace=namespace,
         name=name,
         created=created,
-        phase=_text(status.get("phase")) or "Unknown",
-        terminating=bool(metadata.get("deletionTimestamp")),
+        phase=phase,
+        terminating=terminating,
         workload=workload,
-        containers=tuple(_containers(_mapping(pod.get("spec")), status)),
+        containers=tuple(_containers(_mapping(pod.get("spec")), status, rules.images)),
+        marks=marks,
         version=version,
     )
 
@@ -142,7 +185,9 @@ def read_version(value: object) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_VERSION else 0
 
 
-def _containers(spec: Mapping[str, object], status: Mapping[str, object]) -> Iterator[Container]:
+def _containers(
+    spec: Mapping[str, object], status: Mapping[str, object], rules: ImageRules
+) -> Iterator[Container]:
     regular = list(_mappings(spec.get("containers")))
     init = list(_mappings(spec.get("initContainers")))
     sidecars = [container for container in init if container.get("restartPolicy") == "Always"]
@@ -160,19 +205,21 @@ def _containers(spec: Mapping[str, object], status: Mapping[str, object]) -> Ite
         image = resolve_image(
             _text(container.get("image")), _text(found.get("image")), _text(found.get("imageID"))
         )
-        yield Container(name=name, image=image)
+        yield Container(name=name, image=rules.apply(image) if isinstance(image, Image) else image)
 
 
-def _controllers(metadata: Mapping[str, object]) -> Iterator[Owner]:
-    for reference in _mappings(metadata.get("ownerReferences")):
-        if reference.get("controller") is True:
-            owner = Owner(
-                api_version=_text(reference.get("apiVersion")),
-                kind=_text(reference.get("kind")),
-                name=_text(reference.get("name")),
-            )
-            if owner.kind and owner.name:
-                yield owner
+def controllers_in(metadata: Mapping[str, object]) -> tuple[Owner, ...]:
+    """Return the owner references with `controller: true` in an object's metadata."""
+    owners = (
+        Owner(
+            api_version=_text(reference.get("apiVersion")),
+            kind=_text(reference.get("kind")),
+            name=_text(reference.get("name")),
+        )
+        for reference in _mappings(metadata.get("ownerReferences"))
+        if reference.get("controller") is True
+    )
+    return tuple(owner for owner in owners if owner.kind and owner.name)
 
 
 def _mapping(value: object) -> Mapping[str, object]:

@@ -15,7 +15,7 @@ to its end, changes nothing.
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -57,6 +57,9 @@ MAX_FETCHES = 50
 """Of more pods than this one list of all is fetched, not each by itself."""
 CALM_SECONDS = 5.0
 """Before each pass: a watch that begins anew has much to bring, and may do so again and again."""
+UNREAD_SECONDS = 15.0
+"""How long a name waits before its workload, which could not be read, is asked for again."""
+TICK_SECONDS = 0.001
 CRONJOB_LOOK_SECONDS = 60.0
 """How often a name of a CronJob that is held is looked at again."""
 
@@ -164,6 +167,10 @@ async def see_everything(
         patience = min(2 * patience, MAX_PATIENCE_SECONDS)
 
 
+async def _read_none(_workloads: Iterable[Workload]) -> frozenset[Workload]:
+    return frozenset()
+
+
 @dataclass(slots=True, kw_only=True)
 class _Wanted:
     workload: Workload
@@ -180,7 +187,9 @@ class Absences:
     the same for a name of a CronJob that has no pod that may run (its next run may be a day
     away). With `spans_namespaces` pods of any namespace can declare a name. `living` returns the
     workloads that have pods that may run, `touch` has a name looked at, `astray` is called when a
-    list holds a pod that the watch does not bring.
+    list holds a pod that the watch does not bring. Before absent names are confirmed, their
+    workloads are read again (`read_workloads` returns those that could not be), and `keep` returns
+    the names that theirs keep though they have no pods.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -195,9 +204,13 @@ class Absences:
         cronjob_seconds: float,
         spans_namespaces: bool,
         astray: Callable[[], None] = lambda: None,
+        read_workloads: Callable[[Iterable[Workload]], Awaitable[frozenset[Workload]]] = _read_none,
+        keep: Callable[[Collection[str]], Collection[str]] = lambda _names: (),
     ) -> None:
         self._lists = lists
         self._astray = astray
+        self._read_workloads = read_workloads
+        self._keep = keep
         self._sightings = sightings
         self._living = living
         self._touch = touch
@@ -270,7 +283,8 @@ class Absences:
         loop = asyncio.get_running_loop()
         while True:
             self._changed.clear()
-            now = loop.time()
+            # A timer may ring a clock's tick early: what is due then is not waited for again.
+            now = loop.time() + TICK_SECONDS
             due = {name: wanted for name, wanted in self._wanted.items() if wanted.due <= now}
             due = self._without_held(due, now)
             if due:
@@ -324,12 +338,21 @@ class Absences:
                 whole = False
                 self._astray()
                 continue
+            absent = [name for name in names if due[name].absent]
+            unread = await self._read_workloads({due[name].workload for name in absent})
+            kept = self._keep(absent)
             for name in names:
                 # Only what no event touched since: `withdraw` takes the very object away.
-                if self._wanted.get(name) is due[name]:
-                    del self._wanted[name]
+                if self._wanted.get(name) is not due[name]:
+                    continue
+                if due[name].absent and due[name].workload in unread:
+                    # That it is not known is told by who reads it; other names don't wait for it.
+                    due[name].due = asyncio.get_running_loop().time() + UNREAD_SECONDS
+                    continue
+                del self._wanted[name]
+                if name not in kept:
                     self._confirmed[name] = asyncio.get_running_loop().time()
-                    self._touch(name)
+                self._touch(name)
         if failure is not None:
             raise failure
         return whole
@@ -380,6 +403,10 @@ class View(Protocol):
 
     def lose_surely(self, uid: str) -> None:
         """Take note that a pod is gone, whatever a late event says of it."""
+        ...
+
+    async def read_workloads(self) -> None:
+        """Read all workloads anew, where they may be read. Raises `ListError`."""
         ...
 
     def look_at_all(self) -> None:
@@ -441,7 +468,8 @@ class Reconciler:
         """
         Compare what was seen with what is there, once, and mend what differs.
 
-        Raises `ListError`; nothing was changed then but what was fetched already.
+        Raises `ListError`; when pods could not be had, nothing was changed but what was fetched
+        already.
         """
         seen = self._view.versions()
         listed = await self._pods.list_pods()
@@ -450,7 +478,10 @@ class Reconciler:
         for uid in gone:
             self._view.lose_surely(uid)
         fetched = await self._fetch(listed, drift.lacking)
-        self._view.look_at_all()
+        try:
+            await self._view.read_workloads()
+        finally:
+            self._view.look_at_all()
         self.passes += 1
         level = _log.info if gone or fetched else _log.debug
         level("reconciled", pods=len(listed), gone=len(gone), fetched=fetched)

@@ -10,10 +10,11 @@ Fields and limits: https://docs.github.com/en/rest/orgs/artifact-metadata
 """
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
+from tracker.annotations import NO_MARKS, Marks
 from tracker.images import Digest, Image
 
 __all__ = [
@@ -52,34 +53,62 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One deployment record; two are the same state of a deployment when they are equal."""
+    """
+    One deployment record; two are the same state of a deployment when they are equal.
+
+    `tags` are sorted by name, `risks` too. `emptied` names what an earlier record of the name may
+    have filled and this one has not: it is said to be empty, where it is else left out.
+    """
 
     deployment_name: str
     name: str
     version: str | None
     digest: Digest
     status: Status
+    tags: tuple[tuple[str, str], ...] = ()
+    risks: tuple[str, ...] = ()
+    repository: str | None = None
+    emptied: frozenset[str] = field(default=frozenset(), compare=False)
 
     @classmethod
-    def deployed(cls, deployment_name: str, image: Image) -> "Record":
-        """Return the record that says that this image runs under this name."""
+    def deployed(cls, deployment_name: str, image: Image, marks: Marks = NO_MARKS) -> "Record":
+        """
+        Return the record that says that this image runs under this name.
+
+        What `marks` say of its repository counts before what the operator's rules say.
+        """
         return cls(
             deployment_name=deployment_name,
             name=image.name,
             version=image.version,
             digest=image.digest,
             status=Status.DEPLOYED,
+            tags=marks.tags,
+            risks=marks.risks or (),
+            repository=marks.repository or image.repository,
         )
 
     def decommissioned(self) -> "Record":
         """Return the record that says that what this one describes runs no more."""
-        return Record(
-            deployment_name=self.deployment_name,
-            name=self.name,
-            version=self.version,
-            digest=self.digest,
-            status=Status.DECOMMISSIONED,
-        )
+        return replace(self, status=Status.DECOMMISSIONED)
+
+    def after(self, others: Iterable["Record | None"]) -> "Record":
+        """Return this record as it is to be posted where GitHub may hold one of the others."""
+        held = [other for other in others if other is not None]
+        emptied = {
+            word
+            for word, here, there in (
+                ("tags", self.tags, [other.tags for other in held]),
+                ("runtime_risks", self.risks, [other.risks for other in held]),
+            )
+            if not here and any(there)
+        }
+        return replace(self, emptied=self.emptied | emptied)
+
+    @property
+    def marks(self) -> Marks:
+        """Return what was said about the deployment, as far as the record tells."""
+        return Marks(tags=self.tags, risks=self.risks or None, repository=self.repository)
 
     def payload(self, scope: Scope) -> dict[str, object]:
         """Return the JSON body of a single post; what is empty is left out, never sent as ""."""
@@ -100,6 +129,12 @@ class Record:
         }
         if self.version is not None:
             said["version"] = self.version
+        if self.tags or "tags" in self.emptied:
+            said["tags"] = dict(self.tags)
+        if self.risks or "runtime_risks" in self.emptied:
+            said["runtime_risks"] = list(self.risks)
+        if self.repository is not None:
+            said["github_repository"] = self.repository
         return said
 
 

@@ -2,7 +2,8 @@
 What GitHub refused, remembered for all names together: when it is worth asking again.
 
 Three answers are about more than one name. A digest of which GitHub knows no artifact is unknown
-for every name that runs it (`Unknowns`): one of them asks, and what it hears holds for all. A token
+for every name that runs it (`Unknowns`): one of them asks, and what it hears holds for all, but for
+a name with a repository of its own, which GitHub takes without knowing the digest. A token
 that may not write is often mended for many records at once (`Spell`): the first success after a
 spell of refusals makes all of them due, but none of them twice, since a record of which the token
 really may not write would go round and round with every success of another one. And when the way
@@ -60,7 +61,7 @@ class Unknowns(Mapping[Digest, Unknown]):
         for entry in entries:
             if entry.state is not State.NOT_FOUND or entry.sent is None:
                 continue
-            if entry.sent.digest in known:
+            if entry.sent.digest in known or entry.sent.repository is not None:
                 continue
             found = Unknown(
                 due=entry.not_before or 0.0, attempts=entry.attempts, reason=entry.reason
@@ -161,7 +162,7 @@ class Refusals:
 
     def is_unknown(self, record: Record) -> bool:
         """Tell whether GitHub did not know what a record is to say that it runs."""
-        return record.status is Status.DEPLOYED and record.digest in self.unknown
+        return _asks_for_its_digest(record) and record.digest in self.unknown
 
     def intend(self, entry: Entry) -> Entry:
         """Return an intent with the attempts of all names that asked for its digest."""
@@ -206,7 +207,7 @@ class Refusals:
                 return ()
             case Acknowledged():
                 return self._make_due({*self.unknown.found(record.digest), *self.spell.end(name)})
-            case NotFound() if record.status is Status.DEPLOYED and record.digest not in known:
+            case NotFound() if _asks_for_its_digest(record) and record.digest not in known:
                 due = after.not_before or now
                 found = Unknown(due=due, attempts=entry.attempts, reason=said.reason)
                 return self.unknown.note(record.digest, found, now=now)
@@ -235,3 +236,8 @@ class Refusals:
     def _make_due(self, names: Collection[str]) -> Collection[str]:
         self._due.update(names)
         return names
+
+
+def _asks_for_its_digest(record: Record) -> bool:
+    """Tell whether the answer to a record is about its digest: a repository makes it known."""
+    return record.status is Status.DEPLOYED and record.repository is None

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -34,6 +34,7 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from tracker.annotations import REPOSITORY
 from tracker.base_url import check_base_url, normalise_base_url
 from tracker.records import check_template
 
@@ -46,6 +47,8 @@ __all__ = [
     "load",
     "normalise",
 ]
+
+T = TypeVar("T")
 
 FLAGS: Final = ("kubeconfig", "namespace", "workers", "exclude_namespaces")
 """Fields that have a flag: `exclude_namespaces` is `-exclude-namespaces`. Each takes a value."""
@@ -72,6 +75,8 @@ _SCOPE_LENGTH: Final = 128
 # RFC 1123 label, as Kubernetes demands of a namespace.
 _NAMESPACE: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _GLOB: Final = re.compile(r"[a-z0-9*?-]{1,63}")
+
+_IMAGE_GLOB: Final = re.compile(r"!?[A-Za-z0-9._/:*?-]{1,255}")
 
 _DURATION: Final = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,3})?(?:ms|s|m|h)){1,4}")
 _DURATION_PART: Final = re.compile(r"([0-9.]+)(ms|s|m|h)")
@@ -149,16 +154,46 @@ def _glob(text: str) -> str | None:
     return None
 
 
+def _image_glob(text: str) -> str | None:
+    if (reason := _against_image_glob(text)) is not None:
+        return reason
+    if text.startswith("!") and not text[1:].strip("*"):
+        return f"{_shown(text)} leaves out every image and would decommission every record"
+    return None
+
+
+def _against_image_glob(text: str) -> str | None:
+    if not _IMAGE_GLOB.fullmatch(text) or text == "!":
+        return f"{_shown(text)} matches no image's name (letters, digits, . _ / : -, * and ?)"
+    if ":" in text.rpartition("/")[2]:
+        return f"{_shown(text)} has a tag, and names of images have none"
+    return None
+
+
+def _rule(pair: tuple[str, str]) -> str | None:
+    glob, repository = pair
+    if glob.startswith("!"):
+        return f"{_shown(glob)}: a repository is named for what matches, not for what does not"
+    if (reason := _against_image_glob(glob)) is not None:
+        return reason
+    if not REPOSITORY.fullmatch(repository) or not repository.strip("."):
+        return (
+            f"{_shown(repository)} is not a bare repository name of ORG (letters, digits, dots,"
+            " underscores and hyphens, at most 100)"
+        )
+    return None
+
+
 def _app_id(text: str) -> str | None:
     if text and not re.fullmatch(r"[A-Za-z0-9.]{1,64}", text):
         return "not an App ID (digits) or a client ID (like Iv23li…)"
     return None
 
 
-def _checked(reason_against: Callable[[str], str | None]) -> AfterValidator:
-    """Make a validator of a rule that returns why a text can't be used, or None."""
+def _checked(reason_against: Callable[[T], str | None]) -> AfterValidator:
+    """Make a validator of a rule that returns why a value can't be used, or None."""
 
-    def validate(text: str) -> str:
+    def validate(text: T) -> T:
         if (reason := reason_against(text)) is not None:
             raise ValueError(reason)
         return text
@@ -183,6 +218,22 @@ def _globs(given: object) -> object:
     if not isinstance(given, str):
         return given
     return tuple(dict.fromkeys(glob for part in given.split(",") if (glob := part.strip())))
+
+
+def _rules(given: object) -> object:
+    """Split a comma list of `glob=repository`."""
+    if not isinstance(given, str):
+        return given
+    pairs = []
+    for part in given.split(","):
+        if not part.strip():
+            continue
+        glob, equals, repository = part.strip().partition("=")
+        if not equals:
+            msg = f"{_shown(part.strip())} names no repository"
+            raise ValueError(msg)
+        pairs.append((glob.strip(), repository.strip()))
+    return tuple(dict.fromkeys(pairs))
 
 
 def _count(given: object) -> object:
@@ -234,6 +285,8 @@ def _level(given: object) -> object:
 _Duration = Annotated[timedelta, BeforeValidator(_duration)]
 _Environment = Annotated[str, _checked(_environment)]
 _Glob = Annotated[str, _checked(_glob)]
+_ImageGlob = Annotated[str, _checked(_image_glob)]
+_Rule = Annotated[tuple[str, str], _checked(_rule)]
 
 
 class Settings(BaseSettings):
@@ -371,6 +424,34 @@ class Settings(BaseSettings):
             "What was recorded of a namespace that is newly left out is decommissioned."
         ),
         examples=["kube-system,preview-*"],
+    )
+    images: Annotated[tuple[_ImageGlob, ...], BeforeValidator(_globs)] = Field(
+        default=(),
+        description=(
+            "Images to record: a comma list of globs (* and ?) over their names; one that begins "
+            "with ! leaves out what matches. Empty: all. A name is matched as it is written and "
+            "as it is written out (docker.io/library/nginx). What was recorded of an image that "
+            "is newly left out is decommissioned."
+        ),
+        examples=["ghcr.io/acme/*,!*/debug-*"],
+    )
+    repositories: Annotated[tuple[_Rule, ...], BeforeValidator(_rules)] = Field(
+        default=(),
+        description=(
+            "Repositories of ORG for images without attestation: a comma list of glob=repository, "
+            "of which the first that matches an image's name counts. The annotation "
+            "metadata.github.com/github-repository counts before it."
+        ),
+        examples=["ghcr.io/acme/shop-*=shop,ghcr.io/acme/*=platform"],
+    )
+    workloads: bool = Field(
+        default=False,
+        description=(
+            "Whether workloads (Deployments, StatefulSets, …) are read, metadata only, and not "
+            "just pods: one that is scaled to zero stays deployed, and its annotations count. "
+            "manifests/components/workloads sets it and grants what it needs."
+        ),
+        examples=["true"],
     )
     workers: Annotated[int, BeforeValidator(_count)] = Field(
         default=2,

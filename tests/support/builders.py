@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+from tracker.annotations import NO_MARKS, Marks
 from tracker.images import Digest, Image, SkipReason
 from tracker.pods import Container, Pod
 from tracker.records import Record, Scope, Status
@@ -63,7 +64,8 @@ def record(
 
 def workload(name: str = "web", *, kind: str = "Deployment", namespace: str = "shop") -> Workload:
     """Return a workload."""
-    return Workload(api_version="apps/v1", kind=kind, namespace=namespace, name=name)
+    group = "batch/v1" if kind in {"Job", "CronJob"} else "apps/v1"
+    return Workload(api_version=group, kind=kind, namespace=namespace, name=name)
 
 
 def container(
@@ -83,6 +85,7 @@ def pod(
     phase: str = "Running",
     terminating: bool = False,
     containers: Iterable[Container] | None = None,
+    marks: Marks = NO_MARKS,
 ) -> Pod:
     """Return a pod, created `age` seconds after the epoch, of the Deployment shop/web."""
     owner = owner or workload()
@@ -95,6 +98,7 @@ def pod(
         terminating=terminating,
         workload=owner,
         containers=(container(),) if containers is None else tuple(containers),
+        marks=marks,
     )
 
 

@@ -27,7 +27,15 @@ from tracker.sandbox.exchanges import Exchange
 from tracker.sandbox.github import SimulatedGitHub
 from tracker.sandbox.truth import Scope
 
-__all__ = ["ACCOUNT", "Installation", "Scene", "installed", "rights_in", "rights_of_base"]
+__all__ = [
+    "ACCOUNT",
+    "Installation",
+    "Scene",
+    "installed",
+    "rights_in",
+    "rights_of_base",
+    "rights_with_workloads",
+]
 
 ACCOUNT: Final = "deployment-tracker"
 CRONJOB_HOLD_SECONDS: Final = 3.0
@@ -49,6 +57,16 @@ def rights_of_base() -> list[Json]:
         yaml.safe_load((base / name).read_text())
         for name in ("clusterrole.yaml", "clusterrolebinding.yaml")
     ]
+
+
+def rights_with_workloads() -> list[Json]:
+    """Return what the base grants with the workloads component on top."""
+    role, binding = rights_of_base()
+    component = ROOT / "manifests" / "components" / "workloads" / "kustomization.yaml"
+    patches = yaml.safe_load(component.read_text())["patches"]
+    (patch,) = (each["patch"] for each in patches if "Role" in each["target"]["kind"])
+    role["rules"] += [operation["value"] for operation in yaml.safe_load(patch)]
+    return [role, binding]
 
 
 def rights_in(namespace: str) -> list[Json]:
