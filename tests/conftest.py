@@ -63,6 +63,7 @@ FAULTS = frozenset(
         "test_outages.py",
         "test_planted.py",
         "test_program_watch.py",
+        "test_program_workloads.py",
         "test_restart.py",
         "test_torture.py",
     }

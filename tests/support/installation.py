@@ -115,8 +115,8 @@ class Installation:
         """Return what the ServiceAccount asked the API server since this was set up."""
         return self.plane.audit(user=self.user)[self._audited :]
 
-    def assert_only_read(self) -> None:
-        """Fail when the program did anything but read pods, or was refused anything."""
+    def assert_only_read(self, *more: str) -> None:
+        """Fail when the program did anything but read pods (and `more`), or was refused it."""
         requests = self.requests()
         assert requests
         wrong = [
@@ -125,7 +125,7 @@ class Installation:
             if each.verb not in READING
             or each.decision != "allow"
             or each.code in {401, 403}
-            or each.resource not in {"pods", ""}
+            or each.resource not in {"pods", "", *more}
         ]
         assert not wrong
 
@@ -224,6 +224,7 @@ PLACES: Final = {
     "Job": "/apis/batch/v1",
     "CronJob": "/apis/batch/v1",
     "Pod": "/api/v1",
+    "ReplicationController": "/api/v1",
 }
 
 
@@ -266,7 +267,7 @@ class Scene:
     ) -> Json:
         """Return a workload whose pods have these containers; `pod` is more of their spec."""
         return {
-            "apiVersion": PLACES[kind].removeprefix("/apis/"),
+            "apiVersion": PLACES[kind].removeprefix("/apis/").removeprefix("/api/"),
             "kind": kind,
             "metadata": {"name": name, "namespace": self.namespace},
             "spec": {
