@@ -9,26 +9,19 @@ from typing import Any
 
 import pytest
 
-from tests.support.builders import raw_pod
+from tests.support.builders import raw_pod, workload
+from tracker.catalog import KINDS
 from tracker.cluster import Cluster
 from tracker.errors import CredentialsError, ListError
 from tracker.sandbox.cluster import SimulatedCluster
 from tracker.sandbox.outages import Fault, Hang, Match, RawAnswer, Refuse, Truncate
-from tracker.sandbox.requests import Request
+from tracker.workloads import Owner, Workload
 
 LISTS = Match(verb="list", resource="pods")
 USER_AGENT = "deployment-tracker/test"
 
 
-class LaterPages(Match):
-    """The pages after the first, which is asked for with an empty `continue`."""
-
-    def covers(self, request: Request) -> bool:
-        """Tell whether a request is for one."""
-        return super().covers(request) and bool(request.query.get("continue"))
-
-
-LATER_PAGES = LaterPages(verb="list", resource="pods")
+LATER_PAGES = Match(verb="list", resource="pods", paged=True)
 
 
 @pytest.fixture
@@ -313,3 +306,116 @@ async def test_two_clusters_have_two_fingerprints(server: SimulatedCluster, tmp_
             fingerprints.add((await cluster.check_credentials()).fingerprint)
     assert len(fingerprints) == 2
     assert server.token not in json.dumps(sorted(fingerprints))
+
+
+# Workloads.
+
+DEPLOYMENT = KINDS["Deployment"]
+
+
+def put(
+    server: SimulatedCluster,
+    name: str,
+    *,
+    namespace: str = "shop",
+    **metadata: Any,  # noqa: ANN401 - raw JSON
+) -> Workload:
+    server.create(
+        {
+            "apiVersion": "apps/v1",
+            "kind": "Deployment",
+            "metadata": {"name": name, "namespace": namespace, **metadata},
+            "spec": {"replicas": 1},
+        }
+    )
+    return workload(name, namespace=namespace)
+
+
+async def test_workloads_are_listed_by_their_metadata_in_pages(
+    server: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracker.cluster.WORKLOAD_PAGE", 2)
+    said = {"metadata.github.com/team": "x"}
+    expected = {put(server, name) for name in ("api", "db", "web")}
+    tagged = put(server, "tagged", annotations=said, namespace="other")
+    async with cluster_of(server, tmp_path) as cluster:
+        everywhere = await cluster.list_workloads(DEPLOYMENT, None)
+        here = await cluster.list_workloads(DEPLOYMENT, "shop")
+    assert everywhere.keys() == {*expected, tagged}
+    assert here.keys() == expected
+    assert everywhere[tagged].marks.tags == (("team", "x"),)
+    lists = [each for each in server.requests if each.resource == "deployments"]
+    assert [each.namespace for each in lists] == ["", "", "shop", "shop"]
+    assert {each.query["limit"] for each in lists} == {"2"}
+
+
+async def test_workloads_are_listed_where_pods_are_watched(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    put(server, "web", namespace="other")
+    here = put(server, "web")
+    async with cluster_of(server, tmp_path, namespace="shop") as cluster:
+        assert (await cluster.list_workloads(DEPLOYMENT, None)).keys() == {here}
+
+
+async def test_one_workload_is_fetched_or_is_not_there(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    going = put(server, "going", finalizers=["foregroundDeletion"])
+    server.delete("deployments", "shop", "going")
+    async with cluster_of(server, tmp_path) as cluster:
+        found = await cluster.fetch_workload(DEPLOYMENT, going)
+        assert found is not None
+        assert found.terminating
+        assert await cluster.fetch_workload(DEPLOYMENT, workload("none")) is None
+
+
+async def test_a_job_tells_whose_it_is(server: SimulatedCluster, tmp_path: Path) -> None:
+    owner = {"apiVersion": "batch/v1", "kind": "CronJob", "name": "report", "uid": "u"}
+    server.create(
+        {
+            "apiVersion": "batch/v1",
+            "kind": "Job",
+            "metadata": {
+                "name": "by-hand",
+                "namespace": "shop",
+                "ownerReferences": [{**owner, "controller": True}],
+            },
+            "spec": {},
+        }
+    )
+    job = workload("by-hand", kind="Job")
+    async with cluster_of(server, tmp_path) as cluster:
+        (found,) = (await cluster.list_workloads(KINDS["Job"], None)).values()
+        assert await cluster.fetch_workload(KINDS["Job"], job) == found
+    assert found.controller == Owner(api_version="batch/v1", kind="CronJob", name="report")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Refuse(code=403),
+        Refuse(code=500),
+        RawAnswer(),
+        RawAnswer(content_type="application/json", body=b'{"kind": "PartialObjectMetadataList"}x'),
+        RawAnswer(
+            content_type="application/json",
+            body=b'{"kind": "PartialObjectMetadata", "metadata": {"name": 1}}',
+        ),
+        RawAnswer(
+            content_type="application/json",
+            body=b'{"kind": "PartialObjectMetadataList", "items": [{"metadata": {}}]}',
+        ),
+    ],
+    ids=["forbidden", "broken", "html", "no-json", "another-kind", "no-names"],
+)
+async def test_workloads_that_can_not_be_read_are_no_workloads(
+    server: SimulatedCluster, tmp_path: Path, fault: Fault
+) -> None:
+    server.inject(fault, match=Match(resource="deployments"))
+    async with cluster_of(server, tmp_path) as cluster:
+        with pytest.raises(ListError) as refused:
+            await cluster.list_workloads(DEPLOYMENT, None)
+        with pytest.raises(ListError):
+            await cluster.fetch_workload(DEPLOYMENT, workload("web"))
+    assert str(refused.value).isprintable()

@@ -464,7 +464,8 @@ def _workload(kind: Kind, metadata: Mapping[str, Any]) -> tuple[Workload, Known]
         name=metadata["name"],
     )
     known = Known(
-        controller=next(iter(controllers_in(metadata)), None),
+        # Only a Job's is asked for, and there are many ReplicaSets.
+        controller=next(iter(controllers_in(metadata)), None) if kind.kind == "Job" else None,
         terminating=bool(metadata.get("deletionTimestamp")),
         marks=read_marks(metadata.get("annotations") or {}),
     )
