@@ -19,7 +19,7 @@ import yaml
 
 from tests.support.apiclient import MERGE, ApiClient
 from tests.support.checker import Circumstances, Environment, check, report
-from tests.support.controlplane import AuditEntry, ControlPlane
+from tests.support.controlplane import AuditEntry, ControlPlane, object_path
 from tests.support.kubelet import Kubelet, digest_of
 from tests.support.program import ROOT, Program
 from tests.support.truthwatch import TruthWatch
@@ -194,11 +194,17 @@ async def installed(
     namespace: str = "deployment-tracker",
     scope: Scope | None = None,
 ) -> AsyncIterator[Installation]:
-    """Yield an installation whose ServiceAccount, in `namespace`, has exactly these rights."""
+    """
+    Yield an installation whose ServiceAccount, in `namespace`, has exactly these rights.
+
+    They are taken away again in the end: the next one may have others.
+    """
     token = plane.service_account_token(namespace, ACCOUNT)
     plane.apply(*rights)
     user = f"system:serviceaccount:{namespace}:{ACCOUNT}"
     async with AsyncExitStack() as stack:
+        for each in rights:
+            stack.callback(plane.request, "DELETE", object_path(each))
         client = await stack.enter_async_context(
             ApiClient(plane.url, token=plane.token, ca_file=plane.ca_file)
         )

@@ -1,0 +1,1 @@
+"""The commands besides `run`, a module each; `tracker.cli` says how they are called."""
