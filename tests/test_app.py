@@ -1,47 +1,18 @@
 """What the tracker makes of what it is told, before anything is sent."""
 
-import io
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import raw_container, record, workload
 from tests.support.builders import raw_pod as raw
-from tracker.app import Tracker
-from tracker.auth import FixedToken
-from tracker.cluster import Cluster
+from tests.support.trackers import tracker_with
 from tracker.entries import Entry
-from tracker.github import GitHub
 from tracker.ledger import MemoryLedger
 from tracker.reconcile import to_repost
-from tracker.records import Scope
-from tracker.settings import Settings
-from tracker.transport import Transport
 
 DAY = 24 * 3600.0
-
-
-async def tracker_with(ledger: MemoryLedger, **settings: object) -> Tracker:
-    """Return a tracker whose tasks do not run."""
-    given = Settings.model_validate({"org": "acme", **settings})
-    scope = Scope(org="acme", logical_environment="", physical_environment="", cluster="")
-    return Tracker(
-        settings=given,
-        cluster=Cluster(
-            kubeconfig=Path("/nowhere"), environ={}, namespace=given.namespace, user_agent="test"
-        ),
-        github=GitHub(
-            transport=Transport(base_url=given.base_url, user_agent="test"),
-            scope=scope,
-            tokens=FixedToken(given.api_token),
-        ),
-        ledger=ledger,
-        stdout=io.StringIO(),
-        foreign=False,
-        fingerprint="this",
-    )
 
 
 async def test_a_pod_that_a_list_showed_to_be_gone_is_not_revived_by_a_late_event() -> None:

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.generated import COMMAND, CONFIGURATION, ROOT, configuration
+from tests.support.generated import (
+    COMMAND,
+    CONFIGURATION,
+    METRICS_PAGE,
+    ROOT,
+    configuration,
+    metrics_page,
+)
 from tests.support.hygiene import findings
 from tracker import __version__
 from tracker.settings import FLAG_ONLY, Settings
@@ -14,6 +21,10 @@ from tracker.settings import FLAG_ONLY, Settings
 
 def test_the_settings_page_is_in_step() -> None:
     assert CONFIGURATION.read_text(encoding="utf-8") == configuration(), f"run: {COMMAND}"
+
+
+def test_the_metrics_page_is_in_step() -> None:
+    assert METRICS_PAGE.read_text(encoding="utf-8") == metrics_page(), f"run: {COMMAND}"
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

@@ -70,6 +70,7 @@ def test_every_default_is_pinned() -> None:
         "ledger_adopt": False,
         "reconcile_interval": timedelta(minutes=5),
         "resync_interval": timedelta(hours=24),
+        "metrics_port": 9090,
         "log_level": "info",
         "log_format": "text",
     }
@@ -115,6 +116,7 @@ def test_every_variable_is_read() -> None:
         "LEDGER_ADOPT": "true",
         "RECONCILE_INTERVAL": "1m",
         "RESYNC_INTERVAL": "12h",
+        "METRICS_PORT": "9100",
         "LOG_LEVEL": "DEBUG",
         "LOG_FORMAT": "Json",
     }
@@ -154,6 +156,7 @@ def test_every_variable_is_read() -> None:
         ledger_adopt=True,
         reconcile_interval=timedelta(minutes=1),
         resync_interval=timedelta(hours=12),
+        metrics_port=9100,
         log_level="debug",
         log_format="json",
     )
@@ -503,6 +506,17 @@ def test_workers_are_a_whole_number_from_1_to_100(text: str) -> None:
     assert load({}, {"ORG": "acme", "WORKERS": "100"}).workers == 100
     if text:
         assert len(mistakes_of({"WORKERS": text})) == 1
+
+
+def test_the_port_for_metrics_can_be_chosen_and_left_out() -> None:
+    assert load({}, {"ORG": "acme", "METRICS_PORT": "0"}).metrics_port == 0
+    assert (
+        load({"metrics_port": "65535"}, {"ORG": "acme", "METRICS_PORT": "1"}).metrics_port == 65535
+    )
+    assert normalise(["-metrics-port", "9100"]) == ["--metrics-port", "9100"]
+    assert mistakes_of({"METRICS_PORT": "65536"}) == [
+        'METRICS_PORT="65536": the most is 65535; for example METRICS_PORT=9090'
+    ]
 
 
 @pytest.mark.parametrize(

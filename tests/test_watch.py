@@ -167,6 +167,7 @@ async def test_requests_that_follow_each_other_at_once_are_spaced_out(
         ) as ours,
     ):
         connection = await ours.connect(
+            on_ask=lambda: told.append("ask"),
             on_list=lambda: told.append("list"),
             on_page=lambda: told.append("page"),
             on_watch=lambda: told.append("watch"),
@@ -180,7 +181,7 @@ async def test_requests_that_follow_each_other_at_once_are_spaced_out(
                     await response.read()
         # At least: that is what the spaces add up to, however slow the machine is.
         assert asyncio.get_running_loop().time() - began >= seconds - 0.01
-    assert told == (["watch"] if "watch" in query else ["page", "list"]) * 5
+    assert told == (["ask", "watch"] if "watch" in query else ["ask", "page", "list"]) * 5
 
 
 # The whole of it.
@@ -238,6 +239,7 @@ async def running(folder: Path, **environ: str) -> AsyncIterator[Stand]:
                 "LOGICAL_ENVIRONMENT": "test",
                 "API_TOKEN": github.token,
                 "DECOMMISSION_DELAY": "100ms",
+                "METRICS_PORT": "0",
                 **environ,
             },
         )

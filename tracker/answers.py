@@ -19,7 +19,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from enum import StrEnum
 from http import HTTPStatus
+from typing import assert_never
 
 from tracker.records import Record
 
@@ -33,6 +35,7 @@ __all__ = [
     "Forbidden",
     "Limited",
     "NotFound",
+    "Outcome",
     "Rejected",
     "Reply",
     "Told",
@@ -42,6 +45,7 @@ __all__ = [
     "classify_batch",
     "classify_stop",
     "clean_text",
+    "outcome_of",
     "server_time",
 ]
 
@@ -171,7 +175,48 @@ class BatchRefused:
     by_content: bool
 
 
+class Outcome(StrEnum):
+    """What became of one post of one record, for whoever counts them."""
+
+    ACKNOWLEDGED = "acknowledged"
+    UNCONFIRMED = "unconfirmed"
+    NOT_FOUND = "not_found"
+    FORBIDDEN = "forbidden"
+    REJECTED = "rejected"
+    UNAUTHORIZED = "unauthorized"
+    LIMITED = "limited"
+    FAILED = "failed"
+    BATCH_REFUSED = "batch_refused"
+    """The batch it was in was refused as a whole: it is sent again with fewer others."""
+
+
 BatchAnswer = Told | BatchUnclear | BatchRefused | Unauthorized | Limited | Failed
+
+
+def outcome_of(answer: Answer | BatchRefused | BatchUnclear) -> Outcome:
+    """Return what an answer is counted as."""
+    match answer:
+        case Acknowledged():
+            outcome = Outcome.ACKNOWLEDGED
+        case Unconfirmed() | BatchUnclear():
+            outcome = Outcome.UNCONFIRMED
+        case NotFound():
+            outcome = Outcome.NOT_FOUND
+        case Forbidden():
+            outcome = Outcome.FORBIDDEN
+        case Rejected():
+            outcome = Outcome.REJECTED
+        case Unauthorized():
+            outcome = Outcome.UNAUTHORIZED
+        case Limited():
+            outcome = Outcome.LIMITED
+        case Failed():
+            outcome = Outcome.FAILED
+        case BatchRefused():
+            outcome = Outcome.BATCH_REFUSED
+        case _:
+            assert_never(answer)
+    return outcome
 
 
 def classify(reply: Reply, record: Record) -> Answer:

@@ -7,6 +7,7 @@ them, so that the watch may fail and start again without any of it being lost.
 """
 
 import asyncio
+import importlib.metadata
 import random
 import time
 from collections import Counter
@@ -22,22 +23,26 @@ from tracker import __version__
 from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_file
 from tracker.catalog import Catalog, Presence, keeps
 from tracker.cluster import Cluster
+from tracker.condition import Condition
 from tracker.delivery import Delivery
 from tracker.drift import is_mass
 from tracker.entries import Account, Entry, account_of
 from tracker.errors import LedgerError, ListError
 from tracker.github import GitHub, Tokens
+from tracker.health import HealthServer
 from tracker.images import ImageRules
 from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
 from tracker.ledger import Identity, MemoryLedger, SqliteLedger
 from tracker.logs import Lines
 from tracker.lookups import Lookups
+from tracker.metrics import Metrics
 from tracker.pacing import Pace
 from tracker.pods import Rules, Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Scope, Status
 from tracker.settings import Settings
 from tracker.transport import Transport, proxy_of
+from tracker.vitals import Vitals
 
 __all__ = ["Tracker", "open_tracker"]
 
@@ -71,9 +76,12 @@ class Tracker:
         github: GitHub,
         ledger: MemoryLedger | SqliteLedger,
         stdout: TextIO,
+        metrics: Metrics,
         foreign: bool,
         fingerprint: str,
     ) -> None:
+        self.metrics = metrics
+        self._vitals = Vitals()
         chance = random.SystemRandom().random
         self.settings = settings
         self.cluster = cluster
@@ -110,7 +118,11 @@ class Tracker:
         self._problems_told: dict[str, int] = {}
         self._sightings = Sightings(known=self.inventory.__contains__)
         self._lookups = Lookups(
-            reader=cluster, catalog=self.catalog, touch=self._touch, learned=self._reassign
+            reader=cluster,
+            catalog=self.catalog,
+            touch=self._touch,
+            learned=self._reassign,
+            alive=self._vitals.expecting("lookups"),
         )
         self._absences = Absences(
             lists=cluster,
@@ -125,6 +137,7 @@ class Tracker:
             astray=self.request_reconcile,
             read_workloads=self._lookups.read,
             keep=self._keep,
+            alive=self._vitals.expecting("absences"),
         )
         self._reconciler = Reconciler(
             pods=cluster,
@@ -132,6 +145,8 @@ class Tracker:
             gone_meanwhile=self._sightings.gone_meanwhile,
             chance=chance,
             interval_seconds=settings.reconcile_interval.total_seconds(),
+            alive=self._vitals.expecting("reconcile"),
+            passed=lambda well: metrics.reconciled(well=well),
         )
         self._delivery = Delivery(
             judge=self._judge,
@@ -147,8 +162,20 @@ class Tracker:
             workers=settings.workers,
             batches=bool(settings.cluster) and settings.bulk_cluster_sync,
             chance=chance,
+            meter=metrics,
         )
         self._tasks: list[asyncio.Task[None]] = []
+        self.condition = Condition(
+            hindrances=settings.hindrances(),
+            reads_workloads=settings.workloads,
+            inventory=self.inventory,
+            ledger=ledger,
+            pace=self.pace,
+            delivery=self._delivery,
+            lookups=self._lookups,
+            vitals=self._vitals,
+            metrics=metrics,
+        )
 
     # What the watch tells.
 
@@ -251,6 +278,7 @@ class Tracker:
             ("absences", self._absences.run()),
             ("lookups", self._lookups.run()),
             ("ageing", self._age()),
+            ("laps", self.condition.laps.run()),
         ):
             self._tasks.append(asyncio.create_task(work, name=name))
 
@@ -278,7 +306,12 @@ class Tracker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _reconcile(self) -> None:
-        await see_everything(lists=self.cluster, sightings=self._sightings, chance=self._chance)
+        await see_everything(
+            lists=self.cluster,
+            sightings=self._sightings,
+            chance=self._chance,
+            alive=self._vitals.expecting("reconcile"),
+        )
         try:
             await self.read_workloads()
         except ListError:
@@ -320,6 +353,7 @@ class Tracker:
         )
         self.look_at_all()
         self.pace.open()
+        self.metrics.reconciled(well=True)
         await self._reconciler.run()
 
     async def _age(self) -> None:
@@ -465,9 +499,12 @@ async def open_tracker(
     """
     Yield a tracker whose tasks run; stop them and close what it opened at the end.
 
-    Raises `CredentialsError`, `ConnectionSettingError` or `LedgerError` before anything is
-    connected to.
+    Raises `CredentialsError`, `ConnectionSettingError`, `LedgerError` or `PortError` before
+    anything is connected to.
     """
+    metrics = Metrics(
+        version=__version__, kopf_version=importlib.metadata.version("kopf"), wall=time.time
+    )
     async with AsyncExitStack() as stack:
         cluster = await stack.enter_async_context(
             Cluster(
@@ -484,7 +521,7 @@ async def open_tracker(
             physical_environment=settings.physical_environment,
             cluster=settings.cluster,
         )
-        ledger = _ledger(settings, scope)
+        ledger = _ledger(settings, scope, metrics)
         await stack.enter_async_context(ledger)
         known = await ledger.seen_cluster(endpoint.fingerprint)
         transport = await stack.enter_async_context(
@@ -496,16 +533,26 @@ async def open_tracker(
             )
         )
         tokens = _tokens(settings, transport)
-        github = GitHub(transport=transport, scope=scope, tokens=tokens)
+        github = GitHub(transport=transport, scope=scope, tokens=tokens, meter=metrics)
         tracker = Tracker(
             settings=settings,
             cluster=cluster,
             github=github,
             ledger=ledger,
             stdout=stdout,
+            metrics=metrics,
             foreign=not known and not settings.ledger_adopt,
             fingerprint=endpoint.fingerprint,
         )
+        if settings.metrics_port:
+            await stack.enter_async_context(
+                HealthServer(
+                    host=None,
+                    port=settings.metrics_port,
+                    subject=tracker.condition,
+                    render=metrics.render,
+                )
+            )
         _introduce(settings, endpoint.server, ledger)
         tracker.start()
         try:
@@ -531,7 +578,7 @@ def _tokens(settings: Settings, transport: Transport) -> Tokens:
     return FixedToken(settings.api_token)
 
 
-def _ledger(settings: Settings, scope: Scope) -> MemoryLedger | SqliteLedger:
+def _ledger(settings: Settings, scope: Scope, metrics: Metrics) -> MemoryLedger | SqliteLedger:
     if settings.ledger_path is None:
         return MemoryLedger()
     identity = Identity(
@@ -541,7 +588,7 @@ def _ledger(settings: Settings, scope: Scope) -> MemoryLedger | SqliteLedger:
         physical_environment=scope.physical_environment,
         cluster=scope.cluster,
     )
-    return SqliteLedger(path=settings.ledger_path, identity=identity, wall=time.time)
+    return SqliteLedger(path=settings.ledger_path, identity=identity, wall=time.time, meter=metrics)
 
 
 def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLedger) -> None:

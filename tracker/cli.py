@@ -41,6 +41,7 @@ def _cli() -> None:
     "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
 )
 @click.option("--workers", metavar="N", help="How many workers post, 1 to 100 (2).")
+@click.option("--metrics-port", metavar="PORT", help="Port for metrics and probes (9090; 0: none).")
 def run(**flags: str | None) -> None:
     """
     Watch pods and post records until stopped.
@@ -54,6 +55,7 @@ def run(**flags: str | None) -> None:
         CredentialsError,
         LedgerError,
         LedgerLockedError,
+        PortError,
     )
     from tracker.settings import SettingsError, load
 
@@ -69,7 +71,7 @@ def run(**flags: str | None) -> None:
     except LedgerLockedError as error:
         # No mistake in the settings: the other process may end, and a later start may do.
         _refuse([str(error)], code=EXIT_FAILURE)
-    except (CredentialsError, LedgerError, ConnectionSettingError) as error:
+    except (CredentialsError, LedgerError, ConnectionSettingError, PortError) as error:
         _refuse([str(error)])
 
 

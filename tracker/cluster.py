@@ -136,6 +136,7 @@ class Cluster:
     async def connect(
         self,
         *,
+        on_ask: Callable[[], None],
         on_list: Callable[[], None],
         on_page: Callable[[], None],
         on_watch: Callable[[], None],
@@ -147,7 +148,7 @@ class Cluster:
         each at once would be asked thousands of times a second. `on_list` is called when a list
         was begun: what went between the end of a watch and the list that follows no watch will
         tell. `on_page` and `on_watch` are called when the API server grants a page of a list, or a
-        watch. Raises `CredentialsError`.
+        watch; `on_ask` when either is asked for. Raises `CredentialsError`.
         """
         configuration = await self._configuration()
         trace = aiohttp.TraceConfig()
@@ -162,6 +163,8 @@ class Cluster:
                 await self._watches.next()
             elif kind == "list":
                 await self._lists.next()
+            if kind:
+                on_ask()
 
         async def on_request_end(
             _session: aiohttp.ClientSession,

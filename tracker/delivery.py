@@ -35,10 +35,13 @@ from tracker.answers import (
     Forbidden,
     Limited,
     NotFound,
+    Outcome,
     Unauthorized,
+    outcome_of,
 )
 from tracker.batches import SINGLES_SECONDS, Batching, Part, Said, follow, said_of_each
 from tracker.entries import (
+    Account,
     Confirm,
     Defer,
     Entry,
@@ -48,6 +51,7 @@ from tracker.entries import (
     State,
     Step,
     Wait,
+    account_of,
     conclude,
     defer,
     intend,
@@ -62,7 +66,7 @@ from tracker.records import Record
 from tracker.refusals import Refusals, known_digests
 from tracker.workloads import Workload
 
-__all__ = ["Absences", "Delivery", "Ledger", "Reporter", "Sender"]
+__all__ = ["Absences", "Delivery", "Ledger", "Meter", "Reporter", "Sender"]
 
 GATHER_SECONDS = 1.0
 """A send less than this after the last one waits for the time to end and gathers."""
@@ -145,6 +149,28 @@ class Reporter(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Counts what became of records."""
+
+    def answered(self, outcome: Outcome) -> None:
+        """Count what GitHub said of one record."""
+        ...
+
+    def delivered(self, seconds: float) -> None:
+        """Note how long it took from a change to its acknowledgement."""
+        ...
+
+
+class _Unmetered:
+    """Counts nothing."""
+
+    def answered(self, outcome: Outcome) -> None:
+        """Pass over it."""
+
+    def delivered(self, seconds: float) -> None:
+        """Pass over it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Planned:
     """A record to be sent now, and the entry of its name as it is."""
@@ -174,7 +200,9 @@ class Delivery:
         workers: int,
         batches: bool,
         chance: Callable[[], float],
+        meter: Meter | None = None,
     ) -> None:
+        self._meter = _Unmetered() if meter is None else meter
         self._judge = judge
         self._ledger = ledger
         self._sender = sender
@@ -189,6 +217,9 @@ class Delivery:
         self._busy: set[str] = set()
         self._again: set[str] = set()
         self._timers: dict[str, asyncio.TimerHandle] = {}
+        # Since when each name waits that may have something to send, and when one was taken last.
+        self._since: dict[str, float] = {}
+        self._tried_at = float("-inf")
         self._gathering = asyncio.Lock()
         self._sent_at = float("-inf")
         # What goes behind, in its order, and what is posted again though it is acknowledged.
@@ -204,8 +235,22 @@ class Delivery:
         """Return how many names wait for a worker or are with one."""
         return len(self._queued) + len(self._busy)
 
+    @property
+    def pending_since(self) -> float | None:
+        """Return since when the name waits that waits longest for its record; None: none does."""
+        return min(self._since.values(), default=None)
+
+    @property
+    def tried_at(self) -> float:
+        """Return when a worker took a name last, or when there was one to take after none."""
+        return self._tried_at
+
     def touch(self, name: str) -> None:
         """Have a name looked at: something about it may have changed."""
+        now = asyncio.get_running_loop().time()
+        self._since.setdefault(name, now)
+        if not self.backlog:
+            self._tried_at = now
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
         if name in self._busy:
@@ -321,6 +366,7 @@ class Delivery:
             if name is None:
                 break
             looked_at += 1
+            self._tried_at = loop.time()
             if looked_at % BREATH == 0:
                 await asyncio.sleep(0)
             self._queued.discard(name)
@@ -416,11 +462,15 @@ class Delivery:
                     return step
                 case Wait(until=until):
                     self._look_again(name, until)
+                    if entry is not None and account_of(entry) is not Account.PENDING:
+                        self._since.pop(name, None)
                     if entry is not None and entry.sent is not None:
                         self._refusals.unknown.wait(entry.sent.digest, name)
                 case Confirm(workload=workload, absent=absent):
+                    self._since.pop(name, None)
                     self._absences.want(name, workload, absent=absent)
                 case Nothing():
+                    self._since.pop(name, None)
                     self._absences.withdraw(name)
                     self._refusals.rest(name)
                     self._reposts.discard(name)
@@ -527,6 +577,7 @@ class Delivery:
             return
         await self._ledger.forget(*names)
         for name in names:
+            self._since.pop(name, None)
             self._absences.withdraw(name)
             self._refusals.forget(name)
             self._reposts.discard(name)
@@ -626,11 +677,16 @@ class Delivery:
         said: Answer | BatchAnswer,
     ) -> None:
         await self._ledger.put(*concluded)
+        now = asyncio.get_running_loop().time()
         for entry, answer in zip(intended, each, strict=True):
+            self._meter.answered(outcome_of(answer))
             record = entry.sent
             if record is None or isinstance(answer, BatchRefused | BatchUnclear):
                 continue
             if isinstance(answer, Acknowledged):
+                since = self._since.pop(record.deployment_name, None)
+                if since is not None:
+                    self._meter.delivered(now - since)
                 self._reporter.acknowledged(record)
             elif answer.reason != entry.reason:
                 self._reporter.failed(record, answer.reason)

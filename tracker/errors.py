@@ -5,6 +5,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
     ├── CredentialsError        no way to the API server is configured
     ├── ConnectionSettingError  a token, key, proxy or CA for GitHub can't be used
     ├── ListError               a list of pods could not be had
+    ├── PortError               the port for metrics and probes can't be listened on
     └── LedgerError             the ledger's file can't be used
         ├── LedgerLockedError   another process has it
         ├── LedgerNewerError    a newer version wrote it
@@ -25,6 +26,7 @@ __all__ = [
     "LedgerUnusableError",
     "LedgerWriteError",
     "ListError",
+    "PortError",
     "TrackerError",
 ]
 
@@ -47,6 +49,10 @@ class ConnectionSettingError(TrackerError):
 
 class ListError(TrackerError):
     """A list could not be had; the text says why."""
+
+
+class PortError(TrackerError):
+    """The port for metrics and probes can't be listened on; the text says which and why."""
 
 
 class LedgerError(TrackerError):

@@ -8,8 +8,9 @@ refuses is renewed once, so that one which was rotated a moment ago costs nothin
 https://docs.github.com/en/rest/orgs/artifact-metadata
 """
 
+import asyncio
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -29,7 +30,7 @@ from tracker.answers import (
 from tracker.records import Record, Scope, batch_payload
 from tracker.transport import Transport
 
-__all__ = ["GitHub", "NoToken", "Tokens"]
+__all__ = ["GitHub", "Meter", "NoToken", "Tokens"]
 
 MAX_BODY = 64 * 1024
 """Bytes of an answer that are read; what follows is cut off and the answer judged by its status."""
@@ -52,20 +53,33 @@ class Tokens(Protocol):
         ...
 
 
+class Meter(Protocol):
+    """Counts requests."""
+
+    def requested(
+        self, call: str, *, status: int | None, seconds: float, headers: Mapping[str, str]
+    ) -> None:
+        """Count one; `status` None: nothing came back. Names of headers are in lower case."""
+        ...
+
+
 class GitHub:
     """The client for one organisation, over a transport that somebody else opens and closes."""
 
-    def __init__(self, *, transport: Transport, scope: Scope, tokens: Tokens) -> None:
+    def __init__(
+        self, *, transport: Transport, scope: Scope, tokens: Tokens, meter: Meter | None = None
+    ) -> None:
         org, cluster = quote(scope.org, safe=""), quote(scope.cluster, safe="")
         self._transport = transport
         self._scope = scope
         self._tokens = tokens
+        self._meter = meter
         self._path = f"/orgs/{org}/artifacts/metadata/deployment-record"
         self._cluster_path = f"{self._path}/cluster/{cluster}"
 
     async def send(self, record: Record) -> Answer:
         """Post a record and return what GitHub said; `Failed` when nothing came back."""
-        reply = await self._post(self._path, record.payload(self._scope), MAX_BODY)
+        reply = await self._post("single", self._path, record.payload(self._scope), MAX_BODY)
         return classify(reply, record) if isinstance(reply, Reply) else reply
 
     async def send_batch(self, records: Sequence[Record]) -> BatchAnswer:
@@ -75,15 +89,15 @@ class GitHub:
         The scope must name a cluster.
         """
         payload = batch_payload(records, self._scope)
-        reply = await self._post(self._cluster_path, payload, MAX_BATCH_BODY)
+        reply = await self._post("batch", self._cluster_path, payload, MAX_BATCH_BODY)
         return classify_batch(reply, records) if isinstance(reply, Reply) else reply
 
-    async def _post(self, path: str, payload: object, most: int) -> Reply | NoToken:
+    async def _post(self, call: str, path: str, payload: object, most: int) -> Reply | NoToken:
         body = json.dumps(payload, separators=(",", ":")).encode()
         token = await self._tokens.token()
         if not isinstance(token, SecretStr):
             return token
-        reply = await self._transport.post(path, body=body, token=token, max_answer=most)
+        reply = await self._ask(call, path, body, token, most)
         if not isinstance(reply, Reply) or reply.status != HTTPStatus.UNAUTHORIZED:
             return reply
         renewed = await self._tokens.renew(token)
@@ -91,4 +105,19 @@ class GitHub:
             return renewed
         if renewed == token:
             return reply
-        return await self._transport.post(path, body=body, token=renewed, max_answer=most)
+        return await self._ask(call, path, body, renewed, most)
+
+    async def _ask(
+        self, call: str, path: str, body: bytes, token: SecretStr, most: int
+    ) -> Reply | Failed:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        reply = await self._transport.post(path, body=body, token=token, max_answer=most)
+        if self._meter is not None:
+            self._meter.requested(
+                call,
+                status=reply.status if isinstance(reply, Reply) else None,
+                seconds=loop.time() - began,
+                headers=reply.headers if isinstance(reply, Reply) else {},
+            )
+        return reply

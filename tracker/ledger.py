@@ -26,7 +26,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, TracebackType
-from typing import Self, TypeVar
+from typing import Protocol, Self, TypeVar
 
 import structlog
 
@@ -49,13 +49,21 @@ from tracker.ledger_schema import (
 )
 from tracker.records import Status
 
-__all__ = ["Identity", "MemoryLedger", "SqliteLedger"]
+__all__ = ["Identity", "MemoryLedger", "Meter", "SqliteLedger"]
 
 PATIENCE_SECONDS = 2.0
 """How long another process that has the file is waited for."""
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
+
+
+class Meter(Protocol):
+    """Counts transactions."""
+
+    def written(self, *, well: bool, seconds: float) -> None:
+        """Count one, and how long it took."""
+        ...
 
 
 class _Mirror:
@@ -79,6 +87,11 @@ class _Mirror:
     def other_identities(self) -> Mapping[Identity, int]:
         """Return how many entries the ledger has of other identities; they are never touched."""
         return self._others
+
+    @property
+    def failure(self) -> str | None:
+        """Return why the last write failed, or None when it was kept."""
+        return None
 
     @property
     def pause_until(self) -> float:
@@ -189,6 +202,7 @@ class SqliteLedger(_Mirror):
 
     `on_step(name)` is called in the writer thread, for tests that stop it there: `migrating`
     before a migration's commit; `begin` before a transaction, `before-commit` and `after-commit`.
+    `meter` counts transactions; it is called on the loop.
 
     Opening raises LedgerLockedError when another process has the file for longer than
     `patience_seconds`, LedgerNewerError, or LedgerUnusableError. Each write raises
@@ -196,13 +210,14 @@ class SqliteLedger(_Mirror):
     goes on.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each part is named
         self,
         *,
         path: Path,
         identity: Identity,
         wall: Callable[[], float] = time.time,
         on_step: Callable[[str], None] | None = None,
+        meter: Meter | None = None,
         patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         super().__init__()
@@ -210,6 +225,7 @@ class SqliteLedger(_Mirror):
         self._identity = identity
         self._wall = wall
         self._step = on_step if on_step is not None else _no_step
+        self._meter = meter
         self._patience_seconds = patience_seconds
         self._identity_id = 0
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
@@ -367,8 +383,10 @@ class SqliteLedger(_Mirror):
     def _now(self) -> Moment:
         return Moment(loop=asyncio.get_running_loop().time(), wall=self._wall())
 
-    def _committed(self, batch: Iterable[tuple[_Write, Sequence[int]]]) -> None:
+    def _committed(self, batch: Iterable[tuple[_Write, Sequence[int]]], seconds: float) -> None:
         """Take over what is durable now. Called on the loop, in the order of the commits."""
+        if self._meter is not None:
+            self._meter.written(well=True, seconds=seconds)
         if self._failure is not None:
             self._failure = None
             _log.info("the ledger is written again", path=str(self._path))
@@ -377,8 +395,10 @@ class SqliteLedger(_Mirror):
             if not write.done.done():  # else its waiter was cancelled
                 write.done.set_result(result)
 
-    def _failed(self, batch: Iterable[_Write], reason: str) -> None:
+    def _failed(self, batch: Iterable[_Write], reason: str, seconds: float) -> None:
         """Tell the waiters. Called on the loop."""
+        if self._meter is not None:
+            self._meter.written(well=False, seconds=seconds)
         message = (
             f"the ledger {self._path} could not be written ({reason}): nothing is sent without it"
         )
@@ -421,12 +441,14 @@ class SqliteLedger(_Mirror):
             ends = len(batch) < len(waiting)
             if not batch:
                 continue
+            began = time.monotonic()
             try:
                 counts = self._commit(file, batch)
             except Exception as error:  # noqa: BLE001 - the top of the thread's loop; waiters get it
-                _call(loop, self._failed, batch, explain(error))
+                _call(loop, self._failed, batch, explain(error), time.monotonic() - began)
             else:
-                _call(loop, self._committed, list(zip(batch, counts, strict=True)))
+                done = list(zip(batch, counts, strict=True))
+                _call(loop, self._committed, done, time.monotonic() - began)
         try:
             file.close()
         except sqlite3.Error as error:

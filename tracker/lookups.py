@@ -10,6 +10,7 @@ neither keeps a name nor lets it go.
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
+from math import inf
 from typing import Final, Protocol
 
 import structlog
@@ -24,6 +25,8 @@ MAX_FETCHES: Final = 20
 """Of more news of one kind than this one list is made, not a request for each."""
 MAX_LISTS_APART: Final = 5
 """Workloads of more namespaces than this are read by one list of all, not by one each."""
+READING_SECONDS: Final = 1800.0
+"""How long the reading of one heap of news may take before it counts as hung."""
 LOOKUP_SECONDS: Final = 10.0
 """How long a name waits for what its workload says."""
 
@@ -47,7 +50,8 @@ class Lookups:
     Keeps a catalog up to date.
 
     `touch` has a name looked at; `learned` is called when workloads were read, before names are
-    looked at. `trouble` is why the last reading failed, "" when it did not.
+    looked at; `alive(seconds)` at each turn, with the time by which the next call is due.
+    `trouble` is why the last reading failed, "" when it did not.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class Lookups:
         catalog: Catalog,
         touch: Callable[[str], None],
         learned: Callable[[], None],
+        alive: Callable[[float], None] = lambda _seconds: None,
     ) -> None:
+        self._alive = alive
         self._reader = reader
         self._catalog = catalog
         self._touch = touch
@@ -81,8 +87,10 @@ class Lookups:
     async def run(self) -> None:
         """Read what is news, for ever."""
         while True:
+            self._alive(inf)
             await self._is_news.wait()
             self._is_news.clear()
+            self._alive(READING_SECONDS)
             for kind, workloads in _by_kind(self._news).items():
                 await self._read_news(KINDS[kind], workloads)
 

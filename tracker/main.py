@@ -17,7 +17,7 @@ import asyncio
 import os
 import sys
 import warnings
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from math import inf
 from pathlib import Path
@@ -80,7 +80,10 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     pulse: Pulse = memo["pulse"]
     try:
         connection = await tracker.cluster.connect(
-            on_list=tracker.request_reconcile, on_page=pulse.listing, on_watch=pulse.watching
+            on_ask=tracker.condition.asked,
+            on_list=tracker.request_reconcile,
+            on_page=_each(pulse.listing, tracker.condition.granted),
+            on_watch=_each(pulse.watching, tracker.condition.granted),
         )
     except CredentialsError as error:
         raise kopf.TemporaryError(str(error), delay=LOGIN_RETRY_SECONDS) from None
@@ -89,10 +92,21 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     )
 
 
+def _each(*callbacks: Callable[[], None]) -> Callable[[], None]:
+    """Return what calls all of these."""
+
+    def call() -> None:
+        for callback in callbacks:
+            callback()
+
+    return call
+
+
 @kopf.on.event("", "v1", "pods")
 async def _on_event(event: Mapping[str, Any], memo: kopf.Memo, **_: object) -> None:
     tracker: Tracker = memo["tracker"]
     pod = event["object"]
+    tracker.metrics.watched(event["type"])
     if event["type"] == "DELETED":
         uid = pod["metadata"]["uid"]
         memo["phases"].forget(uid)

@@ -74,6 +74,7 @@ class Pace:
         self._bucket = Bucket(rate=rate, burst=burst)
         self._chance = chance
         self._opened = asyncio.Event()
+        self._opened_at = 0.0
         self._streak = 0
         self._failures = 0
         self._doubtful = not_before > 0.0
@@ -82,6 +83,7 @@ class Pace:
 
     def open(self) -> None:
         """Permit sending: what the cluster held at the start is known."""
+        self._opened_at = asyncio.get_running_loop().time()
         self._opened.set()
 
     @property
@@ -93,6 +95,11 @@ class Pace:
     def permits(self) -> bool:
         """Tell whether sending is permitted now."""
         return self.is_open and self.not_before <= asyncio.get_running_loop().time()
+
+    @property
+    def permitted_since(self) -> float:
+        """Return the time of the loop's clock since when sending is permitted, if it is."""
+        return max(self._opened_at, self.not_before)
 
     @property
     def is_broken(self) -> bool:

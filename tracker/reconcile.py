@@ -57,6 +57,8 @@ MAX_FETCHES = 50
 """Of more pods than this one list of all is fetched, not each by itself."""
 CALM_SECONDS = 5.0
 """Before each pass: a watch that begins anew has much to bring, and may do so again and again."""
+PASS_SECONDS = 1800.0
+"""How long one pass, or the lists for one heap of absences, may take before they count as hung."""
 UNREAD_SECONDS = 15.0
 """How long a name waits before its workload, which could not be read, is asked for again."""
 TICK_SECONDS = 0.001
@@ -138,18 +140,28 @@ class Sightings:
         return frozenset(left)
 
 
+def _unnoticed(_seconds: float) -> None:
+    """Stand for `alive` where nobody looks for signs of life."""
+
+
 async def see_everything(
-    *, lists: Lists, sightings: Sightings, chance: Callable[[], float]
+    *,
+    lists: Lists,
+    sightings: Sightings,
+    chance: Callable[[], float],
+    alive: Callable[[float], None] = _unnoticed,
 ) -> None:
     """
     Return when every pod that the cluster held at the first complete list was seen or has gone.
 
-    Lists are asked for until one succeeds, with backoff.
+    Lists are asked for until one succeeds, with backoff. `alive(seconds)` is called before each,
+    with the time by which the next call is due.
     """
     waiting: frozenset[str] | None = None
     attempts = 0
     patience = PATIENCE_SECONDS
     while waiting is None or waiting:
+        alive(PASS_SECONDS)
         try:
             listed = await lists.pod_uids(None)
         except ListError as error:
@@ -189,7 +201,8 @@ class Absences:
     workloads that have pods that may run, `touch` has a name looked at, `astray` is called when a
     list holds a pod that the watch does not bring. Before absent names are confirmed, their
     workloads are read again (`read_workloads` returns those that could not be), and `keep` returns
-    the names that theirs keep though they have no pods.
+    the names that theirs keep though they have no pods. `alive(seconds)` is called at each turn,
+    with the time by which the next call is due.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -206,7 +219,9 @@ class Absences:
         astray: Callable[[], None] = lambda: None,
         read_workloads: Callable[[Iterable[Workload]], Awaitable[frozenset[Workload]]] = _read_none,
         keep: Callable[[Collection[str]], Collection[str]] = lambda _names: (),
+        alive: Callable[[float], None] = _unnoticed,
     ) -> None:
+        self._alive = alive
         self._lists = lists
         self._astray = astray
         self._read_workloads = read_workloads
@@ -261,7 +276,9 @@ class Absences:
         attempts = 0
         patience = PATIENCE_SECONDS
         while True:
+            self._alive(inf)
             due = await self._due()
+            self._alive(PASS_SECONDS)
             try:
                 whole = await self._confirm(due, patience)
             except ListError as error:
@@ -419,9 +436,11 @@ class Reconciler:
     The loop that finds what the watch did not tell.
 
     It runs every `interval_seconds` (with a tenth of jitter) and soon after each `request`.
+    `alive(seconds)` is called at each turn, with the time by which the next call is due, and
+    `passed(well)` after each pass.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
         self,
         *,
         pods: Pods,
@@ -429,7 +448,11 @@ class Reconciler:
         gone_meanwhile: Callable[[], AbstractContextManager[set[str]]],
         chance: Callable[[], float],
         interval_seconds: float,
+        alive: Callable[[float], None] = _unnoticed,
+        passed: Callable[[bool], None] = lambda _well: None,
     ) -> None:
+        self._alive = alive
+        self._passed = passed
         self._pods = pods
         self._view = view
         self._gone_meanwhile = gone_meanwhile
@@ -449,6 +472,7 @@ class Reconciler:
             pause = self._interval * (0.9 + 0.2 * self._chance())
             if attempts:
                 pause = min(pause, delay_after(attempts, self._chance()))
+            self._alive(pause + PASS_SECONDS)
             try:
                 async with asyncio.timeout(pause):
                     await self._requested.wait()
@@ -463,6 +487,7 @@ class Reconciler:
                 _log.warning("reconcile put off", reason=str(error), attempts=attempts)
             else:
                 attempts = 0
+            self._passed(not attempts)
 
     async def once(self) -> None:
         """

@@ -50,7 +50,7 @@ __all__ = [
 
 T = TypeVar("T")
 
-FLAGS: Final = ("kubeconfig", "namespace", "workers", "exclude_namespaces")
+FLAGS: Final = ("kubeconfig", "namespace", "workers", "exclude_namespaces", "metrics_port")
 """Fields that have a flag: `exclude_namespaces` is `-exclude-namespaces`. Each takes a value."""
 
 FLAG_ONLY: Final = ("kubeconfig",)
@@ -555,6 +555,15 @@ class Settings(BaseSettings):
         ),
         examples=["24h"],
     )
+    metrics_port: Annotated[int, BeforeValidator(_count)] = Field(
+        default=9090,
+        ge=0,
+        le=65535,
+        description=(
+            "Port, on all addresses, for /metrics (Prometheus), /healthz and /readyz. 0: none."
+        ),
+        examples=["9090"],
+    )
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(_level)] = (
         Field(
             default="info",
@@ -600,8 +609,8 @@ class Settings(BaseSettings):
             return "file"
         return "token" if self.api_token.get_secret_value() else "none"
 
-    def warnings(self) -> tuple[str, ...]:
-        """Return what can be started with but should be looked at, one line each."""
+    def hindrances(self) -> tuple[str, ...]:
+        """Return why GitHub will refuse everything, one line each."""
         found = []
         if not self.logical_environment:
             found.append(
@@ -613,6 +622,11 @@ class Settings(BaseSettings):
                 "API_TOKEN is empty: GitHub will refuse every request; "
                 'set it to a token with "Artifact metadata: write", or name a GitHub App'
             )
+        return tuple(found)
+
+    def warnings(self) -> tuple[str, ...]:
+        """Return what can be started with but should be looked at, one line each."""
+        found = list(self.hindrances())
         if "{{namespace}}" not in self.dn_template and not self.namespace:
             found.append(
                 "DN_TEMPLATE lacks {{namespace}} while several namespaces are watched: whoever "

@@ -265,6 +265,7 @@ async def _watch(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> 
         reason = _reason(operator)
         if stop.is_set():
             return
+        tracker.condition.ended()
         attempts = 1 if loop.time() - began > CALM_SECONDS else attempts + 1
         delay = _retry_after(attempts, chance()) + (AGAIN_SECONDS if attempts > 1 else 0.0)
         _log.warning("the watch is started again", reason=reason, retry_seconds=round(delay, 1))

@@ -1,7 +1,7 @@
 """
-The files that are made of others: `docs/configuration.md` and `manifests/install.yaml`.
+The files that are made of others: two pages of `docs/` and `manifests/install.yaml`.
 
-`python -m tests.support.generated` writes both; the tests compare them with what it would write.
+`python -m tests.support.generated` writes them; the tests compare them with what it would write.
 """
 
 import shutil
@@ -14,12 +14,24 @@ from typing import Final
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from tracker.metrics import METRICS, Described
 from tracker.settings import ALIASES, FLAG_ONLY, FLAGS, Settings, duration_text
 
-__all__ = ["COMMAND", "CONFIGURATION", "INSTALL", "ROOT", "configuration", "install", "render"]
+__all__ = [
+    "COMMAND",
+    "CONFIGURATION",
+    "INSTALL",
+    "METRICS_PAGE",
+    "ROOT",
+    "configuration",
+    "install",
+    "metrics_page",
+    "render",
+]
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
+METRICS_PAGE: Final = ROOT / "docs" / "metrics.md"
 INSTALL: Final = ROOT / "manifests" / "install.yaml"
 
 COMMAND: Final = "python -m tests.support.generated"
@@ -54,6 +66,38 @@ _INSTALL_HEAD: Final = f"""\
 #
 #   kubectl -n deployment-tracker rollout restart deployment/deployment-tracker
 """
+
+
+_METRICS_HEAD: Final = f"""\
+<!-- Made of tracker/metrics.py by `{COMMAND}`; changes here are lost. -->
+
+# Metrics
+
+`METRICS_PORT` (9090) serves them at `/metrics`, as Prometheus' text or as OpenMetrics. Labels have
+the values that stand here and no others, and every series is there from the start: a cluster of any
+size makes no more of them. Besides these there are `process_…` (memory, CPU seconds, open files)
+and `python_info`.
+
+"""
+
+
+def metrics_page() -> str:
+    """Return the text of docs/metrics.md."""
+    table = ["| Metric | Type | What it tells |", "|---|---|---|"]
+    table += [f"| `{each.full_name}` | {each.kind} | {each.text} |" for each in METRICS]
+    labels = ["", "## Labels", "", "| Metric | Label | Values |", "|---|---|---|"]
+    labels += [
+        f"| `{each.name}` | `{label}` | {', '.join(f'`{value}`' for value in values) or 'one'} |"
+        for each in METRICS
+        for label, values in each.labels.items()
+    ]
+    buckets = ["", "## Buckets", "", "| Metric | Upper bounds in seconds |", "|---|---|"]
+    buckets += [f"| `{each.name}` | {_bounds(each)} |" for each in METRICS if each.buckets]
+    return _METRICS_HEAD + "\n".join([*table, *labels, *buckets]) + "\n"
+
+
+def _bounds(described: Described) -> str:
+    return ", ".join(f"{bound:g}" for bound in described.buckets)
 
 
 def configuration() -> str:
@@ -130,7 +174,8 @@ def install() -> str | None:
 
 
 def main() -> int:
-    """Write both files; without kubectl the manifest stays as it is, and that is an error."""
+    """Write the files; without kubectl the manifest stays as it is, and that is an error."""
+    METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
     CONFIGURATION.write_text(configuration(), encoding="utf-8")
     text = install()
     if text is None:

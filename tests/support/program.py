@@ -98,6 +98,7 @@ class Program:
             "HOME": str(folder),
             "PYTHONPATH": str(ROOT),
             "PYTHONWARNINGS": "default",  # a coroutine never awaited is told on stderr
+            "METRICS_PORT": "0",  # many run at once
             **environ,
         }
         self._folder = folder

@@ -302,6 +302,7 @@ class _Program:
             "CLUSTER": CLUSTER,
             "API_TOKEN": self._github.token,
             "DECOMMISSION_DELAY": DECOMMISSION_DELAY,
+            "METRICS_PORT": "0",  # the usual one may be somebody else's on this machine
         }
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tracker", "-kubeconfig", str(self._kubeconfig)),

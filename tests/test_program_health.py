@@ -1,0 +1,186 @@
+"""The whole program's port for machines: what it says while all is well, and while it is not."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.program import Program
+from tests.support.simulated import IN_STEP, assert_secret
+from tests.support.world import World, made
+from tracker.metrics import PREFIX
+from tracker.sandbox.script import answers
+
+pytestmark = pytest.mark.timeout(120)
+
+WITHIN: Final = 40.0
+QUICK: Final = {"tracker.condition.UNGRANTED_SECONDS": 0.5}
+"""So that a test need not wait half a minute for what is wanting."""
+
+
+def free_port() -> int:
+    """Return a port that was free a moment ago."""
+    with socket.socket() as held:
+        held.bind(("", 0))
+        port: int = held.getsockname()[1]
+        return port
+
+
+class Probe:
+    """Asks the program's port."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    async def ask(self, path: str) -> tuple[int, str]:
+        """Return status and text of an answer."""
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"http://127.0.0.1:{self.port}{path}") as response,
+        ):
+            return response.status, await response.text()
+
+    async def wrong(self, path: str) -> Mapping[str, str]:
+        """Return what is wrong, by what was looked at, once there is somebody to ask."""
+        status, text = await self.ask(path)
+        checks = json.loads(text)["checks"]
+        found = {name: finding for name, finding in checks.items() if finding is not None}
+        assert status == (503 if found else 200)
+        return found
+
+    async def until(self, path: str, condition: Callable[[Mapping[str, str]], bool]) -> None:
+        """Wait until what is wrong fulfils a condition; it is asked, since nobody tells."""
+        async with asyncio.timeout(WITHIN):
+            while True:
+                with suppress(aiohttp.ClientConnectionError):
+                    if condition(await self.wrong(path)):
+                        return
+                await asyncio.sleep(0.05)
+
+    async def metrics(self) -> dict[str, float]:
+        """Return every sample of ours by its name and labels."""
+        _, text = await self.ask("/metrics")
+        return {
+            sample.name.removeprefix(PREFIX) + "".join(f" {got}" for got in sample.labels.values()):
+            sample.value
+            for family in text_string_to_metric_families(text)
+            for sample in family.samples
+        }  # fmt: skip
+
+
+def program(world: World, probe: Probe) -> Program:
+    return world.program(constants=QUICK, METRICS_PORT=str(probe.port))
+
+
+async def test_what_it_does_is_told_in_metrics(tmp_path: Path) -> None:
+    probe = Probe()
+    async with made(tmp_path) as world:
+        world.run("web", "cart")
+        async with program(world, probe) as running:
+            await running.until(lambda: len(running.lines) == 2)
+            await probe.until("/readyz", lambda wrong: not wrong)
+            assert await probe.wrong("/healthz") == {}
+            told = await probe.metrics()
+            assert told["pods"] == 2
+            assert told["events_total listed"] == 2
+            assert told["names acknowledged"] == 2
+            assert told["posts_total acknowledged"] == 2
+            assert sum(told[f"requests_total {call} 2xx"] for call in ("single", "batch")) == len(
+                world.github.posts()
+            )
+            assert told["delivery_seconds_count"] == 2
+            assert told["queue_depth"] == told["oldest_pending_seconds"] == 0
+            assert told["ledger_writes_total ok"] >= 2
+            assert told["watch_in_step"] == 1
+            assert told["reconcile_passes_total ok"] == 1
+            world.run("late")
+            await running.until(lambda: len(running.lines) == 3)
+            told = await probe.metrics()
+            assert told["events_total added"] == 1
+            assert told["process_resident_memory_bytes"] > 0
+            _, text = await probe.ask("/metrics")
+            assert "shop" not in text
+            assert "sha256" not in text
+            assert await running.stopped() == 0
+        assert_secret(running)
+
+
+async def test_an_api_server_that_is_away_makes_it_unready_and_not_unwell(tmp_path: Path) -> None:
+    probe = Probe()
+    async with made(tmp_path) as world:
+        await world.cluster.pause()
+        async with program(world, probe) as running:
+            await probe.until("/readyz", lambda wrong: {"start", "watch"} <= wrong.keys())
+            assert await probe.wrong("/healthz") == {}
+            await world.cluster.resume()
+            await running.until_said(IN_STEP)
+            await probe.until("/readyz", lambda wrong: not wrong)
+            await world.cluster.pause()
+            await probe.until("/readyz", lambda wrong: wrong.keys() == {"watch"})
+            assert (await probe.metrics())["watch_in_step"] == 0
+            assert await probe.wrong("/healthz") == {}
+            await world.cluster.resume()
+            await probe.until("/readyz", lambda wrong: not wrong)
+            assert await running.stopped() == 0
+
+
+async def test_settings_that_github_will_refuse_make_it_unready(tmp_path: Path) -> None:
+    probe = Probe()
+    async with (
+        made(tmp_path) as world,
+        world.program(
+            METRICS_PORT=str(probe.port), API_TOKEN="", LOGICAL_ENVIRONMENT=""
+        ) as running,
+    ):
+        await running.until_said(IN_STEP)
+        await probe.until("/readyz", lambda wrong: wrong.keys() == {"settings"})
+        wrong = await probe.wrong("/readyz")
+        assert "API_TOKEN is empty" in wrong["settings"]
+        assert "LOGICAL_ENVIRONMENT is empty" in wrong["settings"]
+        assert await probe.wrong("/healthz") == {}
+
+
+async def test_github_that_is_away_makes_it_neither(tmp_path: Path) -> None:
+    probe = Probe()
+    async with made(tmp_path) as world:
+        world.run("web")
+        world.github.script(answers(503))
+        async with program(world, probe) as running:
+            await running.until(lambda: bool(running.lines))
+            await probe.until("/readyz", lambda wrong: not wrong)
+            assert await probe.wrong("/healthz") == {}
+            told = await probe.metrics()
+            assert told["posts_total failed"] >= 1
+            assert told["names pending"] == 1
+            assert told["oldest_pending_seconds"] > 0
+
+
+async def test_a_ledger_that_can_not_be_written_makes_it_unready(tmp_path: Path) -> None:
+    probe = Probe()
+    async with made(tmp_path) as world, program(world, probe) as running:
+        await running.until_said(IN_STEP)
+        world.ledger.rename(world.folder / "elsewhere.db")
+        world.run("web")
+        await probe.until("/readyz", lambda wrong: wrong.keys() == {"ledger"})
+        assert await probe.wrong("/healthz") == {}
+        assert (await probe.metrics())["ledger_writes_total failed"] >= 1
+
+
+async def test_a_port_that_is_taken_ends_it_in_one_line(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        async with made(tmp_path) as world, world.program(METRICS_PORT=port) as running:
+            assert await running.ended() == 2
+            (line,) = [line for line in running.stderr if "METRICS_PORT" in line]
+            assert "in use" in line
+            assert "Traceback" not in running.said
+            assert world.github.history == []
