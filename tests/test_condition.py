@@ -90,6 +90,5 @@ async def test_a_scrape_finds_what_is() -> None:
     assert now.queue_depth == 1
     assert now.oldest_pending_seconds == pytest.approx(5)
     assert now.workloads_readable is None
-    assert (
-        await tracker_with(workloads=True, **GOOD)
-    ).condition.snapshot().workloads_readable is True
+    reading = await tracker_with(workloads=True)
+    assert reading.condition.snapshot().workloads_readable is True

@@ -1,4 +1,4 @@
-"""A tracker with all its parts, of which none runs: what does it make of what it is told?"""
+"""A tracker with all its parts, of which none runs: what it makes of what it is told."""
 
 import io
 import time
