@@ -3,6 +3,8 @@
 import json
 import os
 import re
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,19 @@ from tracker.catalog import KINDS
 from tracker.settings import FLAG_ONLY, Settings, load
 
 MANIFESTS = ROOT / "manifests"
-KUSTOMIZATIONS = ("base", "overlays/development", "overlays/namespaced")
+KUSTOMIZATIONS = ("base", "overlays/development", "overlays/namespaced", "overlays/production")
+COMPONENTS = tuple(
+    sorted(path.parent.name for path in MANIFESTS.glob("components/*/kustomization.yaml"))
+)
+
+NEEDS_CRDS = "prometheus-operator"
+"""The one component whose objects only some clusters know."""
 
 READ_PODS = [{"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list", "watch"]}]
+
+METRICS_PORT = 9090
+
+TOKEN_FILE = "/var/run/secrets/github/token"  # noqa: S105 - where it is, not what it is
 
 STOP_SECONDS = 10
 """What an orderly end may take after the drain: requests in flight, the last write, the exit."""
@@ -25,18 +37,28 @@ STOP_SECONDS = 10
 Manifest = dict[str, Any]  # raw YAML
 
 
+@cache
+def rendered(kustomization: str) -> str | None:
+    """Return one of the project's kustomizations, rendered once: kubectl takes half a second."""
+    return render(MANIFESTS / kustomization)
+
+
 @pytest.fixture(params=KUSTOMIZATIONS)
 def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
     """One kustomization after the other, rendered."""
-    text = render(MANIFESTS / request.param)
+    text = rendered(request.param)
     if text is None:
         pytest.skip("kubectl is not on PATH")
     return list(yaml.safe_load_all(text))
 
 
 def one(manifests: list[Manifest], kind: str) -> Manifest:
-    """Return the only manifest of a kind."""
-    (found,) = (manifest for manifest in manifests if manifest["kind"] == kind)
+    """Return the only manifest of a kind; of ConfigMaps, the one with the settings."""
+    (found,) = (
+        manifest
+        for manifest in manifests
+        if manifest["kind"] == kind and "-dashboard" not in manifest["metadata"]["name"]
+    )
     return found
 
 
@@ -93,7 +115,7 @@ def test_every_variable_that_is_set_exists(manifests: list[Manifest]) -> None:
     names = {env["name"] for env in container["env"]} | set(environment_of(manifests))
     assert names <= {name.upper() for name in Settings.model_fields if name not in FLAG_ONLY}
     assert "ORG" in names
-    assert "API_TOKEN" in names
+    assert "API_TOKEN_FILE" in names
     (source,) = container["envFrom"]
     assert source == {"configMapRef": {"name": one(manifests, "ConfigMap")["metadata"]["name"]}}
 
@@ -106,12 +128,15 @@ def test_the_values_are_good_once_the_organisation_is_filled_in(
     load({}, environ | {"ORG": "acme"})
 
 
-def test_it_may_read_pods_and_nothing_else(manifests: list[Manifest]) -> None:
+def test_it_may_read_what_it_is_set_to_read_and_nothing_else(manifests: list[Manifest]) -> None:
     account = one(manifests, "ServiceAccount")["metadata"]
     roles = [manifest for manifest in manifests if manifest["kind"] in {"Role", "ClusterRole"}]
     bindings = [manifest for manifest in manifests if manifest["kind"].endswith("RoleBinding")]
     (role,), (binding,) = roles, bindings
-    assert role["rules"] == READ_PODS
+    pods, *others = role["rules"]
+    assert [pods] == READ_PODS
+    assert {tuple(rule["verbs"]) for rule in others} <= {("get", "list")}
+    assert bool(others) is (environment_of(manifests).get("WORKLOADS") == "true")
     assert "aggregationRule" not in role
     assert binding["kind"] == f"{role['kind']}Binding"
     assert binding["roleRef"] == {
@@ -126,7 +151,7 @@ def test_it_may_read_pods_and_nothing_else(manifests: list[Manifest]) -> None:
 
 
 def test_the_namespaced_overlay_asks_for_nothing_outside_its_namespace() -> None:
-    text = render(MANIFESTS / "overlays" / "namespaced")
+    text = rendered("overlays/namespaced")
     if text is None:
         pytest.skip("kubectl is not on PATH")
     manifests = list(yaml.safe_load_all(text))
@@ -159,7 +184,10 @@ def test_the_pod_is_hardened(manifests: list[Manifest]) -> None:
     }
     assert pod["enableServiceLinks"] is False
     assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"}.intersection(pod)
-    assert all("emptyDir" in volume for volume in pod["volumes"])
+    kinds = {"emptyDir", "secret", "persistentVolumeClaim"}
+    assert all(len(kinds.intersection(volume)) == 1 for volume in pod["volumes"])
+    writable = {each["name"] for each in container["volumeMounts"] if not each.get("readOnly")}
+    assert writable == {"data", "tmp"}
 
 
 def test_the_account_s_token_is_mounted_into_the_one_pod_only(manifests: list[Manifest]) -> None:
@@ -182,18 +210,60 @@ def test_the_grace_period_outlasts_the_drain(manifests: list[Manifest]) -> None:
 def test_the_recommended_labels_are_set(manifests: list[Manifest]) -> None:
     for manifest in manifests:
         labels = manifest["metadata"]["labels"]
-        assert labels["app.kubernetes.io/name"] == "deployment-tracker", manifest["kind"]
-        assert "app.kubernetes.io/version" in labels, manifest["kind"]
+        told = {
+            key.removeprefix("app.kubernetes.io/"): value
+            for key, value in labels.items()
+            if key.startswith("app.kubernetes.io/")
+        }
+        # What a component adds has no version: it is not the program's.
+        told.pop("version", "")
+        assert told.pop("component"), manifest["kind"]
+        assert told == {
+            "name": "deployment-tracker",
+            "instance": "deployment-tracker",
+            "part-of": "deployment-tracker",
+            "managed-by": "kustomize",
+        }, manifest["kind"]
+    assert one(manifests, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"]
     spec = one(manifests, "Deployment")["spec"]
     # A selector can't be changed later, so no version may stand in it.
     assert spec["selector"]["matchLabels"] == {"app.kubernetes.io/name": "deployment-tracker"}
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
 
 
-def test_the_token_comes_from_a_secret_that_must_exist(manifests: list[Manifest]) -> None:
-    (token,) = (env for env in container_of(manifests)["env"] if env["name"] == "API_TOKEN")
-    assert token["valueFrom"] == {"secretKeyRef": {"name": "deployment-tracker", "key": "token"}}
-    assert "API_TOKEN" not in environment_of(manifests)
+def test_the_token_is_a_file_of_a_secret_that_must_exist(manifests: list[Manifest]) -> None:
+    """As a file it can be rotated without a restart; a variable is fixed when the pod starts."""
+    assert environment_of(manifests)["API_TOKEN_FILE"] == TOKEN_FILE
+    assert "API_TOKEN" not in {env["name"] for env in container_of(manifests)["env"]}
+    (mount,) = (
+        mount
+        for mount in container_of(manifests)["volumeMounts"]
+        if TOKEN_FILE.startswith(f"{mount['mountPath']}/")
+    )
+    # A single file of a volume, mounted by subPath, would never change.
+    assert set(mount) == {"name", "mountPath", "readOnly"}
+    (volume,) = (each for each in pod_of(manifests)["volumes"] if each["name"] == mount["name"])
+    assert volume["secret"] == {
+        "secretName": "deployment-tracker",
+        "defaultMode": 0o440,
+        "items": [{"key": "token", "path": "token"}],
+    }
+    # Its files belong to root; the pod's group may read them.
+    assert pod_of(manifests)["securityContext"]["fsGroup"]
+
+
+def test_the_probes_ask_what_the_outside_world_has_no_say_in(manifests: list[Manifest]) -> None:
+    container = container_of(manifests)
+    assert container["ports"] == [{"name": "metrics", "containerPort": METRICS_PORT}]
+    asked = {kind: container[f"{kind}Probe"] for kind in ("startup", "liveness", "readiness")}
+    assert {kind: probe["httpGet"] for kind, probe in asked.items()} == {
+        "startup": {"path": "/healthz", "port": "metrics"},
+        "liveness": {"path": "/healthz", "port": "metrics"},
+        "readiness": {"path": "/readyz", "port": "metrics"},
+    }
+    # A hiccup of a busy node is no reason to begin anew.
+    assert asked["liveness"]["periodSeconds"] * asked["liveness"]["failureThreshold"] >= 60
+    assert asked["startup"]["periodSeconds"] * asked["startup"]["failureThreshold"] >= 60
 
 
 @pytest.mark.parametrize(
@@ -269,17 +339,172 @@ def test_the_ledger_outlives_the_container() -> None:
     assert volume in {each["name"] for each in pod_of(committed())["volumes"]}
 
 
-def rendered_with(component: str, folder: Path, *, over: str = "base") -> list[Manifest]:
-    """Render a kustomization elsewhere that names a component, as an overlay of a user's does."""
+def rendered_with(
+    component: str, folder: Path, *, over: str = "base", more: Manifest | None = None
+) -> list[Manifest]:
+    """
+    Render a kustomization elsewhere that names a component, as an overlay of a user's does.
+
+    No component when it is "". `more` is what else stands in the kustomization.
+    """
     root = os.path.relpath(MANIFESTS, folder)
-    (folder / "kustomization.yaml").write_text(
-        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [{root}/{over}]\ncomponents: [{root}/components/{component}]\n"
-    )
+    kustomization: Manifest = {
+        "apiVersion": "kustomize.config.k8s.io/v1beta1",
+        "kind": "Kustomization",
+        "resources": [f"{root}/{over}"],
+        "components": [f"{root}/components/{component}"] if component else [],
+        **(more or {}),
+    }
+    (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
     text = render(folder)
     if text is None:
         pytest.skip("kubectl is not on PATH")
     return list(yaml.safe_load_all(text))
+
+
+@pytest.mark.parametrize("over", ["base", "overlays/namespaced"])
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_each_component_goes_over_either_kind_of_rights(
+    tmp_path: Path, component: str, over: str
+) -> None:
+    namespace = "elsewhere"
+    alone = list(yaml.safe_load_all(rendered(over) or ""))
+    manifests = rendered_with(component, tmp_path, over=over, more={"namespace": namespace})
+    keys = [(each["kind"], each["metadata"]["name"]) for each in manifests]
+    assert len(set(keys)) == len(keys)
+    assert {each["kind"] for each in alone} <= {kind for kind, _ in keys}
+    assert manifests != alone
+    test_the_recommended_labels_are_set(manifests)
+    # Nothing of it is left in a namespace where its pod is not.
+    assert {
+        each["metadata"]["namespace"] for each in manifests if "namespace" in each["metadata"]
+    } == {namespace}
+
+
+def test_a_user_s_own_overlay_sets_what_the_base_leaves_open(tmp_path: Path) -> None:
+    """The sketch on top of the base's kustomization, with the token from a file beside it."""
+    (tmp_path / "token").write_text("not a real one\n")
+    name = {"name": "deployment-tracker", "namespace": "deployment-tracker"}
+    digest = f"sha256:{'0123456789abcdef' * 4}"
+    more: Manifest = {
+        "configMapGenerator": [{**name, "behavior": "merge", "literals": ["ORG=acme"]}],
+        "images": [{"name": "ghcr.io/example/deployment-tracker", "digest": digest}],
+        "secretGenerator": [
+            {**name, "files": ["token"], "options": {"disableNameSuffixHash": True}}
+        ],
+    }
+    manifests = rendered_with("", tmp_path, over="overlays/production", more=more)
+    assert load({}, environment_of(manifests)).org == "acme"
+    assert container_of(manifests)["image"] == f"ghcr.io/example/deployment-tracker@{digest}"
+    (volume,) = (each for each in pod_of(manifests)["volumes"] if "secret" in each)
+    secret = one(manifests, "Secret")
+    assert volume["secret"]["secretName"] == secret["metadata"]["name"] == "deployment-tracker"
+    assert set(secret["data"]) == {volume["secret"]["items"][0]["key"]}
+    # With the hash in its name, which is the default, the pod must follow.
+    del more["secretGenerator"][0]["options"]
+    manifests = rendered_with("", tmp_path, over="overlays/production", more=more)
+    (volume,) = (each for each in pod_of(manifests)["volumes"] if "secret" in each)
+    hashed = one(manifests, "Secret")["metadata"]["name"]
+    assert volume["secret"]["secretName"] == hashed != "deployment-tracker"
+
+
+def test_the_github_app_component_takes_the_token_s_place(tmp_path: Path) -> None:
+    name = {"name": "deployment-tracker", "namespace": "deployment-tracker"}
+    literals = ["ORG=acme", "GH_APP_ID=123456", "GH_INSTALL_ID=7654321"]
+    more = {"configMapGenerator": [{**name, "behavior": "merge", "literals": literals}]}
+    manifests = rendered_with("github-app", tmp_path, more=more)
+    settings = load({}, environment_of(manifests))
+    assert settings.credentials == "app"
+    assert "API_TOKEN_FILE" not in environment_of(manifests)
+    (volume,) = (each for each in pod_of(manifests)["volumes"] if "secret" in each)
+    (mount,) = (
+        each
+        for each in container_of(manifests)["volumeMounts"]
+        if each["name"] == volume["name"] and each["readOnly"]
+    )
+    (key,) = volume["secret"]["items"]
+    assert settings.gh_app_priv_key_path == Path(mount["mountPath"]) / key["path"]
+    assert volume["secret"]["defaultMode"] == 0o440
+
+
+def test_production_is_all_components_that_any_cluster_takes() -> None:
+    kustomization = yaml.safe_load(
+        (MANIFESTS / "overlays" / "production" / "kustomization.yaml").read_text()
+    )
+    named = {Path(component).name for component in kustomization["components"]}
+    assert named == set(COMPONENTS) - {NEEDS_CRDS, "github-app"}
+
+
+def selected(selector: Mapping[str, str], manifests: list[Manifest]) -> bool:
+    """Return whether a selector takes the pod."""
+    labels = one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    return bool(selector) and selector.items() <= labels.items()
+
+
+def test_the_network_policy_selects_the_pod_and_lets_through_what_is_needed(
+    tmp_path: Path,
+) -> None:
+    manifests = rendered_with("network-policy", tmp_path)
+    policy = one(manifests, "NetworkPolicy")
+    assert policy["metadata"]["namespace"] == one(manifests, "Deployment")["metadata"]["namespace"]
+    spec = policy["spec"]
+    assert selected(spec["podSelector"]["matchLabels"], manifests)
+    assert spec["policyTypes"] == ["Ingress", "Egress"]
+    (ingress,) = spec["ingress"]
+    (port,) = container_of(manifests)["ports"]
+    assert [each["port"] for each in ingress["ports"]] == [port["name"]]
+    assert ingress["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+    out = {
+        (each.get("protocol", "TCP"), each["port"])
+        for rule in spec["egress"]
+        for each in rule["ports"]
+    }
+    assert out == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 6443)}
+
+
+def test_the_namespace_that_reads_the_metrics_is_changed_as_its_comment_says(
+    tmp_path: Path,
+) -> None:
+    path = "/spec/ingress/0/from/0/namespaceSelector/matchLabels/kubernetes.io~1metadata.name"
+    told = (MANIFESTS / "components" / "network-policy" / "kustomization.yaml").read_text()
+    assert path in told
+    patch = [{"op": "replace", "path": path, "value": "observability"}]
+    more = {"patches": [{"target": {"kind": "NetworkPolicy"}, "patch": json.dumps(patch)}]}
+    manifests = rendered_with("network-policy", tmp_path, more=more)
+    assert "observability" in json.dumps(one(manifests, "NetworkPolicy"))
+
+
+def test_the_metrics_are_found_by_annotation_and_by_name_but_not_twice(tmp_path: Path) -> None:
+    manifests = rendered_with("monitoring", tmp_path)
+    template = one(manifests, "Deployment")["spec"]["template"]["metadata"]
+    assert template["annotations"] == {
+        "prometheus.io/scrape": "true",
+        "prometheus.io/port": str(METRICS_PORT),
+        "prometheus.io/path": "/metrics",
+    }
+    service = one(manifests, "Service")
+    assert "annotations" not in service["metadata"]
+    assert selected(service["spec"]["selector"], manifests)
+    assert service["spec"]["ports"] == [
+        {"name": "metrics", "port": METRICS_PORT, "targetPort": "metrics"}
+    ]
+    # A pod that is not ready has the more to tell.
+    assert service["spec"]["publishNotReadyAddresses"] is True
+
+
+def test_the_operator_s_objects_select_the_pod_and_its_port(tmp_path: Path) -> None:
+    manifests = rendered_with(NEEDS_CRDS, tmp_path)
+    monitor = one(manifests, "PodMonitor")["spec"]
+    assert selected(monitor["selector"]["matchLabels"], manifests)
+    (endpoint,) = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == container_of(manifests)["ports"][0]["name"]
+
+
+def test_only_one_component_needs_what_not_every_cluster_knows(manifests: list[Manifest]) -> None:
+    builtin = re.compile(r"v1|(apps|batch|rbac\.authorization\.k8s\.io|networking\.k8s\.io)/v1")
+    assert all(builtin.fullmatch(each["apiVersion"]) for each in manifests)
 
 
 def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Path) -> None:

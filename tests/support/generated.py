@@ -1,12 +1,15 @@
 """
-The files that are made of others: two pages of `docs/` and `manifests/install.yaml`.
+The files that are made of others.
 
-`python -m tests.support.generated` writes them; the tests compare them with what it would write.
+`docs/configuration.md` of the settings, `docs/metrics.md` of the metrics, `manifests/install.yaml`
+of the base, the Prometheus operator's rules of the rule file. `python -m tests.support.generated`
+writes them; the tests compare them with what it would write.
 """
 
 import shutil
 import subprocess
 import sys
+import textwrap
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -18,14 +21,17 @@ from tracker.metrics import METRICS, Described
 from tracker.settings import ALIASES, FLAG_ONLY, FLAGS, Settings, duration_text
 
 __all__ = [
+    "ALERTS",
     "COMMAND",
     "CONFIGURATION",
     "INSTALL",
     "METRICS_PAGE",
+    "PROMETHEUS_RULE",
     "ROOT",
     "configuration",
     "install",
     "metrics_page",
+    "prometheus_rule",
     "render",
 ]
 
@@ -33,6 +39,10 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 METRICS_PAGE: Final = ROOT / "docs" / "metrics.md"
 INSTALL: Final = ROOT / "manifests" / "install.yaml"
+
+_COMPONENTS: Final = ROOT / "manifests" / "components"
+ALERTS: Final = _COMPONENTS / "monitoring" / "alerts.yaml"
+PROMETHEUS_RULE: Final = _COMPONENTS / "prometheus-operator" / "prometheusrule.yaml"
 
 COMMAND: Final = "python -m tests.support.generated"
 """What brings the files into step again."""
@@ -62,9 +72,26 @@ _INSTALL_HEAD: Final = f"""\
 #   kubectl apply -f manifests/install.yaml
 #   kubectl -n deployment-tracker create secret generic deployment-tracker --from-file=token=FILE
 #
-# The pod waits until that Secret is there. After a later change of the ConfigMap:
+# The pod waits until that Secret is there; a new token in it is taken without a restart. After a
+# later change of the ConfigMap:
 #
 #   kubectl -n deployment-tracker rollout restart deployment/deployment-tracker
+"""
+
+_RULE_HEAD: Final = f"""\
+# Made of components/monitoring/alerts.yaml by `{COMMAND}`; changes here are lost.
+apiVersion: monitoring.coreos.com/v1
+kind: PrometheusRule
+metadata:
+  name: deployment-tracker
+  namespace: deployment-tracker
+  labels:
+    app.kubernetes.io/name: deployment-tracker
+    app.kubernetes.io/instance: deployment-tracker
+    app.kubernetes.io/component: alerts
+    app.kubernetes.io/part-of: deployment-tracker
+    app.kubernetes.io/managed-by: kustomize
+spec:
 """
 
 
@@ -173,10 +200,17 @@ def install() -> str | None:
     return None if rendered is None else _INSTALL_HEAD + rendered
 
 
+def prometheus_rule() -> str:
+    """Return the text of the Prometheus operator's rules: the rule file, as an object's spec."""
+    _, groups, rules = ALERTS.read_text(encoding="utf-8").partition("groups:\n")
+    return _RULE_HEAD + textwrap.indent(groups + rules, "  ")
+
+
 def main() -> int:
-    """Write the files; without kubectl the manifest stays as it is, and that is an error."""
+    """Write them; without kubectl install.yaml stays as it is, and that is an error."""
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
     CONFIGURATION.write_text(configuration(), encoding="utf-8")
+    PROMETHEUS_RULE.write_text(prometheus_rule(), encoding="utf-8")
     text = install()
     if text is None:
         sys.stderr.write("kubectl is not on PATH: manifests/install.yaml was left as it is\n")
