@@ -2,7 +2,7 @@
 
 # Python 3.12 on purpose: from 3.13 on, ssl refuses cluster CAs that lack what RFC 5280 asks for
 # (VERIFY_X509_STRICT), and many clusters have such a CA.
-FROM python:3.12.12-slim-trixie AS build
+FROM python:3.12.15-slim-trixie AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
 RUN ["python", "-m", "venv", "--without-pip", "/opt/tracker"]
@@ -16,7 +16,7 @@ COPY tracker /opt/tracker/app/tracker
 RUN ["/opt/tracker/bin/python", "-m", "compileall", "-q", \
      "--invalidation-mode", "unchecked-hash", "/opt/tracker/app"]
 
-FROM python:3.12.12-slim-trixie
+FROM python:3.12.15-slim-trixie
 LABEL org.opencontainers.image.title="deployment-tracker" \
       org.opencontainers.image.description="Keeps GitHub's deployment records true." \
       org.opencontainers.image.version="0.1.0" \
