@@ -32,4 +32,6 @@ ENV PATH=/opt/tracker/bin:$PATH \
 WORKDIR /tmp
 # Numeric, so that Kubernetes can see that it is not root.
 USER 65532:65532
+# Metrics and health.
+EXPOSE 9090
 ENTRYPOINT ["python", "-m", "tracker"]

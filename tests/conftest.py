@@ -60,6 +60,7 @@ def pytest_configure() -> None:
 
 FAULTS = frozenset(
     {
+        "test_image.py",
         "test_outages.py",
         "test_planted.py",
         "test_program_watch.py",
@@ -68,7 +69,7 @@ FAULTS = frozenset(
         "test_torture.py",
     }
 )
-"""Files that run the whole program under faults, again and again."""
+"""Files that run the whole program under faults, again and again, or build its image."""
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

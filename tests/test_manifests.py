@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from tests.support.generated import COMMAND, INSTALL, ROOT, install, render
+from tests.support.imagebuild import arguments
 from tracker import __version__
 from tracker.catalog import KINDS
 from tracker.settings import FLAG_ONLY, Settings, load
@@ -278,18 +279,6 @@ def test_no_manifest_holds_a_secret(path: Path) -> None:
 def test_the_image_is_pinned() -> None:
     image = container_of(committed())["image"]
     assert re.fullmatch(r"[a-z0-9.-]+/[a-z0-9/-]+:[0-9]+\.[0-9]+\.[0-9]+", image)
-
-
-def instructions() -> list[tuple[str, str]]:
-    """Return the Dockerfile's instructions with their arguments, continuation lines joined."""
-    text = (ROOT / "Dockerfile").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    return [(line.partition(" ")[0], line.partition(" ")[2].strip()) for line in lines]
-
-
-def arguments(instruction: str) -> list[str]:
-    """Return the arguments of every instruction of a kind, in order."""
-    return [argument for name, argument in instructions() if name == instruction]
 
 
 def test_the_container_runs_as_the_user_that_the_pod_names() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 from promql_parser import (
-    AggregateExpr,
     AggModifierType,
+    AggregateExpr,
     Expr,
     MatchOp,
     MatrixSelector,
@@ -170,7 +170,9 @@ def selectors(expression: Expr) -> list[VectorSelector]:
     ]
 
 
-@pytest.mark.parametrize("query", [query for _, query in QUERIES], ids=[name for name, _ in QUERIES])
+@pytest.mark.parametrize(
+    "query", [query for _, query in QUERIES], ids=[name for name, _ in QUERIES]
+)
 def test_every_query_asks_for_what_there_is(query: str) -> None:
     expression = parsed(query)
     assert selectors(expression)
@@ -190,7 +192,9 @@ def test_every_query_asks_for_what_there_is(query: str) -> None:
             assert set(each.modifier.labels) <= labels, each.prettify()
 
 
-@pytest.mark.parametrize("query", [query for _, query in QUERIES], ids=[name for name, _ in QUERIES])
+@pytest.mark.parametrize(
+    "query", [query for _, query in QUERIES], ids=[name for name, _ in QUERIES]
+)
 def test_what_only_grows_is_asked_for_its_growth(query: str) -> None:
     """And what goes up and down is not: a rate of a gauge means nothing."""
     growing = {

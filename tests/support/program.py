@@ -87,9 +87,17 @@ class Program:
 
     `environ` is the whole environment but for what Python itself needs. `folder` is where it
     runs (its `.env` and its home), so that no file of ours or of the machine is found there.
+    `identity` is the user and the group it runs as, ours unless told (only root can tell).
     """
 
-    def __init__(self, command: Sequence[str], *, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        folder: Path,
+        identity: tuple[int, int] | None = None,
+    ) -> None:
         self.command = tuple(command)
         self.stdout: list[str] = []
         self.stderr: list[str] = []
@@ -102,11 +110,13 @@ class Program:
             **environ,
         }
         self._folder = folder
+        self._identity = identity
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
+        user, group = self._identity or (None, None)
         process = await asyncio.create_subprocess_exec(
             *self.command,
             env=self._environ,
@@ -115,6 +125,9 @@ class Program:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE,
+            user=user,
+            group=group,
+            extra_groups=None if user is None else [],
         )
         self._process = process
         for stream, lines in ((process.stdout, self.stdout), (process.stderr, self.stderr)):
