@@ -20,10 +20,10 @@ from promql_parser import (
 )
 
 from tests.support.generated import ALERTS, COMMAND, PROMETHEUS_RULE, ROOT, prometheus_rule
+from tracker.metrics import METRICS as DESCRIBED
+from tracker.metrics import PREFIX
 
 DASHBOARD = ALERTS.with_name("dashboard.json")
-PREFIX = "deployment_tracker_"
-
 Json = dict[str, Any]
 
 ANY: frozenset[str] = frozenset()
@@ -47,57 +47,16 @@ class Metric:
         yield f"{name}_count", self.labels
 
 
-def gauge(**labels: str) -> Metric:
-    """Return a gauge; a label's values stand in one text, "" for any."""
-    return Metric(type="gauge", labels=_split(labels))
-
-
-def counter(**labels: str) -> Metric:
-    """Return a counter."""
-    return Metric(type="counter", labels=_split(labels))
-
-
-def histogram(**labels: str) -> Metric:
-    """Return a histogram."""
-    return Metric(type="histogram", labels=_split(labels))
-
-
-def _split(labels: dict[str, str]) -> dict[str, frozenset[str]]:
-    return {name: frozenset(values.split()) for name, values in labels.items()}
-
-
 METRICS = {
-    "build_info": gauge(version="", python="", kopf=""),
-    "events_total": counter(type="added modified deleted listed"),
-    "pods": gauge(),
-    "names": gauge(state="acknowledged not_found parked pending"),
-    "posts_total": counter(
-        outcome="acknowledged unconfirmed not_found forbidden rejected unauthorized limited failed"
-    ),
-    "requests_total": counter(call="single batch", code="2xx 3xx 4xx 5xx none"),
-    "request_seconds": histogram(call="single batch"),
-    "delivery_seconds": histogram(),
-    "queue_depth": gauge(),
-    "oldest_pending_seconds": gauge(),
-    "skipped": gauge(reason=""),
-    "ratelimit_remaining": gauge(),
-    "paused_seconds": gauge(),
-    "watch_last_event_timestamp_seconds": gauge(),
-    "watch_last_granted_timestamp_seconds": gauge(),
-    "reconcile_last_success_timestamp_seconds": gauge(),
-    "last_acknowledged_timestamp_seconds": gauge(),
-    "watch_restarts_total": counter(),
-    "reconcile_passes_total": counter(result="ok failed"),
-    "ledger_writes_total": counter(result="ok failed"),
-    "ledger_write_seconds": histogram(),
-    "loop_lag_seconds": gauge(),
-    "workloads_readable": gauge(),
+    described.name: Metric(
+        type=described.kind.value,
+        labels={label: frozenset(values) for label, values in described.labels.items()},
+    )
+    for described in DESCRIBED
 }
-# TODO: take these from tracker.metrics, and the client's own from its collectors, once it is there.
-
 OF_THE_CLIENT = {
-    "process_resident_memory_bytes": gauge(),
-    "process_cpu_seconds_total": counter(),
+    "process_resident_memory_bytes": Metric(type="gauge"),
+    "process_cpu_seconds_total": Metric(type="counter"),
 }
 
 SERIES = {
