@@ -53,10 +53,13 @@ calm_numbers = itertools.count(1)
 def rights_of_base() -> list[Json]:
     """Return what the base grants: the ClusterRole and its binding, as they stand in the files."""
     base = ROOT / "manifests" / "base"
-    return [
+    role, binding = (
         yaml.safe_load((base / name).read_text())
         for name in ("clusterrole.yaml", "clusterrolebinding.yaml")
-    ]
+    )
+    for subject in binding["subjects"]:
+        subject["namespace"] = "deployment-tracker"  # as kustomize fills it in
+    return [role, binding]
 
 
 def rights_with_workloads() -> list[Json]:
