@@ -9,13 +9,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tests.support.apiclient import ApiClient
+from tests.support.controlplane import ControlPlane, find_assets
 from tests.support.kubelet import Kubelet, image_id_of
-
-if TYPE_CHECKING:
-    from tests.support.controlplane import ControlPlane
 
 READERS = {
     "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -94,6 +91,18 @@ async def test_a_deployment_comes_up_and_goes_down(control_plane: ControlPlane) 
             [event] = await pods.take(1)
             if event["type"] == "DELETED":
                 del running[event["object"]["metadata"]["name"]]
+
+
+def test_a_server_that_was_stopped_has_left_its_port() -> None:
+    """Its successor sometimes found the port taken, and ended at once."""
+    assets = find_assets()
+    assert assets is not None
+    # One of its own: to the programs of the others an API server that is away is a nuisance.
+    with ControlPlane(assets) as plane, socket.socket() as probe:
+        plane.stop_apiserver()
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as every server does
+        probe.bind(("127.0.0.1", int(plane.url.rpartition(":")[2])))
+        probe.listen()
 
 
 START_AND_WAIT = """

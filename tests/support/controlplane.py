@@ -20,7 +20,6 @@ import json
 import os
 import secrets
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -59,15 +58,19 @@ CONTROLLERS = "deployment,replicaset,statefulset,daemonset,job,cronjob,garbageco
 START_SECONDS = 45.0
 """How long a start may take on a busy machine; an idle one needs three to five seconds."""
 
-# Runs the program given as arguments until standard input ends, which is when the test process has
-# died; then it cleans up in its place ($0 is the folder). An orderly stop kills this shell as well,
-# and the folder stays. SIGKILL, since the data is thrown away. If the program ends by itself, the
-# shell goes on waiting: `ControlPlane` asks for readiness, not for processes.
+STOP_SECONDS = 20.0
+"""How long the end of a killed program may take; mostly it is none at all."""
+
+# Runs the program given as arguments until it is told to stop by a line, or until standard input
+# ends, which is when the test process has died; then it cleans up in its place ($0 is the folder).
+# SIGKILL, since the data is thrown away. It ends after the program, so that whoever waits for it
+# knows that the program's port is free: what is killed goes on listening until it is torn down,
+# which takes a busy machine longer than the next one takes to ask for the same port.
 WATCHDOG = """
 "$@" </dev/null & child=$!
-read -r _
+read -r told
 kill -KILL "$child"; wait "$child"
-rm -rf "$0"
+[ "$told" = stop ] || rm -rf "$0"
 """
 
 AUDIT_POLICY = """\
@@ -126,12 +129,8 @@ class _Program:
     output: Path
 
     def stop(self) -> None:
-        """Kill the program with its whole process group and wait for the end."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait()
-        if self.process.stdin is not None:
-            self.process.stdin.close()
+        """Kill the program and wait for its end: then its port is free."""
+        self.process.communicate(b"stop\n", timeout=STOP_SECONDS)
 
     def tail(self, lines: int = 15) -> str:
         """Return the last lines the program wrote, for an error message."""
