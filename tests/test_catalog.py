@@ -4,7 +4,7 @@ import pytest
 
 from tests.support.builders import TEMPLATE, workload
 from tracker.annotations import NO_MARKS, Marks
-from tracker.catalog import Catalog, Known, Presence, keeps
+from tracker.catalog import Catalog, Kept, Known, Presence, keeps
 from tracker.workloads import Owner, Workload
 
 WEB = workload("web")
@@ -147,3 +147,20 @@ def test_a_job_that_is_a_cronjobs_keeps_no_name_of_its_own() -> None:
     found = catalog(Job={JOB: of_cronjob()}, CronJob={NIGHTLY: THERE})
     assert not keeps(found, JOB, "app", "shop/import-1/app", template=TEMPLATE)
     assert keeps(found, NIGHTLY, "app", "shop/nightly/app", template=TEMPLATE)
+
+
+def test_names_are_kept_by_one_workload_each_and_let_go_by_name() -> None:
+    kept = Kept()
+    for name in ("one", "two"):
+        kept.add(name, WEB)
+    kept.add("two", API)
+    assert set(kept.names()) == {"one", "two"}
+    assert kept.of(WEB) == {"one"}
+    assert kept.of(API) == {"two"}
+    kept.discard("one")
+    kept.discard("never")
+    assert "one" not in kept
+    assert kept.of(WEB) == frozenset()
+    kept.clear()
+    assert "two" not in kept
+    assert vars(kept) == vars(Kept())

@@ -42,6 +42,10 @@ def test_a_running_pod_is_kept_with_its_workload_and_images() -> None:
             raw_pod(owners=[raw_owner() | {"controller": "true"}]), SkipReason.BARE, id="not-a-bool"
         ),
         pytest.param(raw_pod(owners=[raw_owner(name="")]), SkipReason.BARE, id="nameless-owner"),
+        pytest.param(
+            raw_pod(owners=[raw_owner(name="\ud800")]), SkipReason.BARE, id="owner-no-unicode"
+        ),
+        pytest.param(raw_pod(name="\ud800"), SkipReason.MALFORMED, id="name-no-unicode"),
         pytest.param(raw_pod(owners=[raw_owner("Node", "node-1")]), SkipReason.STATIC, id="static"),
         pytest.param(
             raw_pod(annotations={"kubernetes.io/config.mirror": "x"}),
@@ -157,7 +161,11 @@ def test_later_pods_rank_higher_and_their_names_break_ties() -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=12),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text(st.characters(), max_size=12),
     lambda inner: (
         st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
     ),
@@ -204,6 +212,10 @@ def check(raw: object) -> None:
         assert pod.uid
         assert pod.workload.name
         assert all(container.name for container in pod.containers)
+        # Nothing that goes into a record or the ledger is no Unicode: this would raise.
+        workload = (pod.workload.api_version, pod.workload.kind, pod.workload.name)
+        for text in (pod.namespace, pod.name, *workload, *(each.name for each in pod.containers)):
+            text.encode()
 
 
 @given(raw=POD_SHAPED)

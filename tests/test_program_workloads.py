@@ -192,6 +192,92 @@ async def test_a_cronjob_stands_for_as_long_as_it_is_there(world: World) -> None
     }, "the Job has no name of its own"
 
 
+def with_proxy(made: Json) -> Json:
+    """Return a pod with a second container."""
+    for key in ("spec", "status"):
+        word = "containers" if key == "spec" else "containerStatuses"
+        (app,) = made[key][word]
+        made[key][word] = [app, app | {"name": "proxy"}]
+    return made
+
+
+async def test_a_container_that_is_dropped_while_no_pod_runs_goes_with_the_next_pods(
+    world: World,
+) -> None:
+    """A Deployment that is recreated has no pods for a while, and keeps all names until it has."""
+    proxy = "shop/web/proxy"
+    put(world, "web")
+    world.cluster.create(with_proxy(pod("web")))
+    world.run("other")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web")
+        await world.told("other")
+        await world.github.until(lambda: world.github.state(proxy) is not None, within=25, why="it")
+        world.end("web")
+        world.end("other")
+        await world.told("other", status="decommissioned")
+        assert told(world, "web") == ["deployed"]
+        world.run("web", version="2")
+        await world.told("web", "2")
+        await world.github.until(
+            lambda: world.github.state(proxy) == ("decommissioned", digest_of(image_of("web"))),
+            within=25,
+            why="the dropped container, long before the next reconcile",
+        )
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed", "deployed"]
+    world.judge()
+
+
+async def test_what_is_kept_is_not_under_another_template(world: World) -> None:
+    put(world, "web")
+    world.run("web", "other")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web")
+        await world.told("other")
+        world.end("web")
+        world.end("other")
+        await world.told("other", status="decommissioned")
+        assert told(world, "web") == ["deployed"]
+        assert await program.stopped() == 0
+    async with world.program(WORKLOADS="true", DN_TEMPLATE="{{deploymentName}}.x") as program:
+        await world.told("web", status="decommissioned")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed", "decommissioned"]
+
+
+@pytest.mark.parametrize(
+    "wish",
+    [
+        pytest.param({"EXCLUDE_NAMESPACES": "sh*"}, id="namespace"),
+        pytest.param({"IMAGES": "!ghcr.io/acme/*"}, id="image"),
+        pytest.param({}, id="annotation"),
+    ],
+)
+async def test_what_is_kept_is_not_when_it_is_newly_left_out(
+    world: World, wish: dict[str, str]
+) -> None:
+    put(world, "web")
+    world.run("web", "other")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web")
+        await world.told("other")
+        world.end("web")
+        world.end("other")
+        await world.told("other", status="decommissioned")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed"]
+    if not wish:
+        world.cluster.patch(
+            "deployments", "shop", "web", {"metadata": {"annotations": said(ignore="true")}}
+        )
+    more: dict[str, Any] = dict(wish)
+    async with world.program(WORKLOADS="true", **more) as program:
+        await world.told("web", status="decommissioned")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed", "decommissioned"]
+
+
 async def test_what_can_not_be_read_is_held_and_told_and_posted_all_the_same(
     world: World,
 ) -> None:
@@ -336,6 +422,8 @@ async def test_two_thousand_pods_of_five_hundred_workloads_take_a_list_of_each_k
         await world.github.until(
             lambda: len(world.github.table) == WORKLOADS, within=60, why="all of them"
         )
+        # The pass that follows each list of the watch is for the pods.
+        await program.until_said("reconciled")
         assert await program.stopped() == 0
     assert len(asked(world, "list")) <= 8
     assert asked(world, "get") == []

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from math import inf
 from typing import TextIO
 from urllib.parse import urlsplit
 
@@ -21,7 +22,7 @@ import structlog
 
 from tracker import __version__
 from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_file
-from tracker.catalog import Catalog, Presence, keeps
+from tracker.catalog import Catalog, Kept, Presence, keeps
 from tracker.cluster import Cluster
 from tracker.condition import Condition
 from tracker.delivery import Delivery
@@ -52,6 +53,8 @@ GONE_SECONDS = 600.0
 KEEP_DECOMMISSIONED_SECONDS = 30 * 24 * 3600.0
 """How long the ledger remembers what was decommissioned."""
 
+FRESH_PART = 0.1
+"""Of the reconcile interval: workloads that were all read so long ago are not read again."""
 REASONS_TOLD = 10
 """Of the reasons why names are not acknowledged the most frequent ones are told in a line."""
 AGEING_SECONDS = 24 * 3600.0
@@ -106,7 +109,8 @@ class Tracker:
                 repositories=settings.repositories,
             ),
         )
-        self._kept: set[str] = set()
+        self._kept = Kept()
+        self._workloads_read_at = -inf
         self._fingerprint = fingerprint
         self._foreign = foreign
         self._chance = chance
@@ -210,7 +214,7 @@ class Tracker:
 
     def held(self, *, without: Collection[str] = ()) -> Collection[str]:
         """Return the names that are held, or would be if the pods of these uids were gone."""
-        return self.inventory.held_names(without=without) | self._kept
+        return self.inventory.held_names(without=without).union(self._kept.names())
 
     def see_surely(self, raw: object) -> None:
         """Take note of a pod that was fetched."""
@@ -224,11 +228,19 @@ class Tracker:
         self.lose(uid)
 
     async def read_workloads(self) -> None:
-        """Read all workloads anew, where they may be read. Raises `ListError`."""
-        if not self.settings.workloads:
+        """
+        Read all workloads anew, where they may be read. Raises `ListError`.
+
+        Not those that were read just now, at the start or because the watch began anew: a pass
+        for the sake of the pods needs no second look at them.
+        """
+        now = asyncio.get_running_loop().time()
+        fresh = FRESH_PART * self.settings.reconcile_interval.total_seconds()
+        if not self.settings.workloads or now - self._workloads_read_at < fresh:
             return
         try:
             await self._lookups.read_all()
+            self._workloads_read_at = now
         finally:
             self.catalog.prune(self.inventory.living())
             self._kept.clear()
@@ -384,6 +396,9 @@ class Tracker:
         if isinstance(pod, Skipped) and pod.uid not in self.inventory:
             _log.debug("skipped", namespace=pod.namespace, pod=pod.name, reason=pod.reason.value)
         self._change(pod.uid, self.inventory.observe(pod, surely=surely))
+        if pod.workload is not None and (isinstance(pod, Skipped) or pod.unfinished):
+            # A workload that has pods again keeps only what they declare.
+            self._look_anew(self._kept.of(self.catalog.resolve(pod.workload)))
 
     def _change(self, uid: str, names: frozenset[str]) -> None:
         self._sightings.note(uid)
@@ -408,7 +423,7 @@ class Tracker:
             entry = self.ledger.get(name)
             if entry is None or self.catalog.presence(entry.workload) is not Presence.THERE:
                 continue
-            if entry.workload in living or self._rules.excludes(entry.workload.namespace):
+            if entry.workload in living or self._leaves_out(entry):
                 continue
             if keeps(
                 self.catalog,
@@ -418,8 +433,14 @@ class Tracker:
                 template=self.settings.dn_template,
             ):
                 kept.add(name)
-        self._kept |= kept
+                self._kept.add(name, entry.workload)
         return kept
+
+    def _leaves_out(self, entry: Entry) -> bool:
+        """Tell whether the operator's rules leave out what a name stands for."""
+        if self._rules.excludes(entry.workload.namespace):
+            return True
+        return entry.held is not None and self._rules.images.leave_out(entry.held.name)
 
     def _tell_unrecorded(self) -> None:
         """Tell what is not recorded, by reason, when that changed; and each shared name once."""

@@ -18,7 +18,7 @@ from tracker.annotations import NO_MARKS, Marks
 from tracker.records import render
 from tracker.workloads import Owner, Workload
 
-__all__ = ["KINDS", "Catalog", "Kind", "Known", "Presence", "keeps"]
+__all__ = ["KINDS", "Catalog", "Kept", "Kind", "Known", "Presence", "keeps"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,6 +176,46 @@ class Catalog:
         """Drop what was noted of workloads that are not among those with pods."""
         self._asked.intersection_update(living)
         self._unread.intersection_update(living)
+
+
+class Kept:
+    """Names that stand though no pod declares them, each with the workload that keeps it."""
+
+    def __init__(self) -> None:
+        self._keepers: dict[str, Workload] = {}
+        self._names: dict[Workload, set[str]] = {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._keepers
+
+    def names(self) -> Collection[str]:
+        """Return all of them."""
+        return self._keepers.keys()
+
+    def of(self, workload: Workload) -> frozenset[str]:
+        """Return those that a workload keeps."""
+        return frozenset(self._names.get(workload, ()))
+
+    def add(self, name: str, workload: Workload) -> None:
+        """Take note that a workload keeps a name."""
+        self.discard(name)
+        self._keepers[name] = workload
+        self._names.setdefault(workload, set()).add(name)
+
+    def discard(self, name: str) -> None:
+        """Take note that nothing is known to keep a name."""
+        workload = self._keepers.pop(name, None)
+        if workload is None:
+            return
+        names = self._names[workload]
+        names.discard(name)
+        if not names:
+            del self._names[workload]
+
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._keepers.clear()
+        self._names.clear()
 
 
 def keeps(

@@ -109,17 +109,23 @@ class ImageRules:
 
     def apply(self, image: Image) -> "Image | SkipReason":
         """Return the image with its repository, or why it is not recorded."""
-        if not (self.include or self.exclude or self.repositories):
-            return image
-        names = {image.name, _written_out(image.name)}
-        if self.include and not _matches(names, self.include):
+        if self.leave_out(image.name):
             return SkipReason.IMAGE
-        if _matches(names, self.exclude):
-            return SkipReason.IMAGE
-        for glob, repository in self.repositories:
-            if _matches(names, [glob]):
-                return replace(image, repository=repository)
+        if self.repositories:
+            names = _spellings(image.name)
+            for glob, repository in self.repositories:
+                if _matches(names, [glob]):
+                    return replace(image, repository=repository)
         return image
+
+    def leave_out(self, name: str) -> bool:
+        """Tell whether images of this name are not recorded."""
+        if not (self.include or self.exclude):
+            return False
+        names = _spellings(name)
+        if self.include and not _matches(names, self.include):
+            return True
+        return _matches(names, self.exclude)
 
 
 EVERY_IMAGE: Final = ImageRules()
@@ -229,6 +235,10 @@ def _written_out(repository: str) -> str:
     if domain == "docker.io" and "/" not in path:
         path = f"library/{path}"
     return f"{domain}/{path}"
+
+
+def _spellings(name: str) -> frozenset[str]:
+    return frozenset({name, _written_out(name)})
 
 
 def _matches(names: Iterable[str], globs: Iterable[str]) -> bool:

@@ -7,6 +7,7 @@ a pod that is skipped has been *seen* all the same. Two `Pod`s that are equal ca
 records, so an event that changes nothing of this costs nothing further.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -34,6 +35,8 @@ FINISHED = frozenset({"Succeeded", "Failed"})
 MAX_VERSION = 20
 """Digits of a resourceVersion: etcd's are 64 bits wide."""
 _EPOCH = datetime.fromtimestamp(0, tz=UTC)
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+"""One of a surrogate pair: JSON can write it alone, and then it is no Unicode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,8 +130,8 @@ def read_pod(raw: object, *, rules: Rules = EVERYTHING) -> Pod | Skipped:
     """
     pod = _mapping(raw)
     metadata = _mapping(pod.get("metadata"))
-    uid, namespace = _text(metadata.get("uid")), _text(metadata.get("namespace"))
-    name = _text(metadata.get("name"))
+    uid, namespace = _text(metadata.get("uid")), _name(metadata.get("namespace"))
+    name = _name(metadata.get("name"))
     annotations = _mapping(metadata.get("annotations"))
     created = _time(metadata.get("creationTimestamp"))
     owners = controllers_in(metadata)
@@ -198,7 +201,7 @@ def _containers(
         for found in _mappings(status.get(key))
     }
     for container in (*regular, *sidecars, *plain):
-        name = _text(container.get("name"))
+        name = _name(container.get("name"))
         if not name:
             continue
         found = statuses.get(name, {})
@@ -212,9 +215,9 @@ def controllers_in(metadata: Mapping[str, object]) -> tuple[Owner, ...]:
     """Return the owner references with `controller: true` in an object's metadata."""
     owners = (
         Owner(
-            api_version=_text(reference.get("apiVersion")),
-            kind=_text(reference.get("kind")),
-            name=_text(reference.get("name")),
+            api_version=_name(reference.get("apiVersion")),
+            kind=_name(reference.get("kind")),
+            name=_name(reference.get("name")),
         )
         for reference in _mappings(metadata.get("ownerReferences"))
         if reference.get("controller") is True
@@ -233,6 +236,12 @@ def _mappings(value: object) -> Iterator[Mapping[str, object]]:
 
 def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
+
+
+def _name(value: object) -> str:
+    """Return a text that can be sent and written down, "" for what is none."""
+    text = _text(value)
+    return "" if _HALF_CHARACTER.search(text) else text
 
 
 def _time(value: object) -> datetime | None:
