@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.controlplane import ControlPlane
 from tests.support.installation import (
+    READING,
     Installation,
     Scene,
     installed,
@@ -53,6 +54,15 @@ async def run_of(scene: Scene, owner: Json, name: str) -> None:
     await scene.create(job)
 
 
+def rollout(scene: Scene) -> Json:
+    """Return the ReplicaSet of a Rollout. Nobody here knows those: a label alone tells of it."""
+    body = scene.replicaset("rollout-7c9")
+    labels = {"app": "rollout", "rollouts-pod-template-hash": "7c9"}
+    body["spec"]["selector"]["matchLabels"] = labels
+    body["spec"]["template"]["metadata"]["labels"] = labels
+    return body
+
+
 async def everything(scene: Scene) -> None:
     """Create a workload of each kind."""
     await scene.installation.create_node("node-1")
@@ -64,12 +74,7 @@ async def everything(scene: Scene) -> None:
     await scene.create(scene.job("import"))
     report = await scene.create(cronjob(scene, "report"))
     await run_of(scene, report, f"report-{int(time.time() // 60)}")
-    # Nobody here knows a Rollout; what owns its ReplicaSet is told by a label alone.
-    rollout = scene.replicaset("rollout-7c9")
-    labels = {"app": "rollout", "rollouts-pod-template-hash": "7c9"}
-    rollout["spec"]["selector"]["matchLabels"] = labels
-    rollout["spec"]["template"]["metadata"]["labels"] = labels
-    await scene.create(rollout)
+    await scene.create(rollout(scene))
     # Nobody here runs ReplicationControllers, so its pod is made by hand.
     controller = scene.workload("ReplicationController", "controlled", replicas=1)
     controller["spec"]["selector"] = {"app": "controlled"}
@@ -167,6 +172,99 @@ async def deleted_while_down(
             await scene.gone(name.split("/")[1])
         await judge(installation, scene, set())
         assert await program.stopped() == 0
+
+
+def states(scene: Scene, workload: str, container: str = "app") -> list[str]:
+    """Return what GitHub was told of a workload, in order."""
+    return [state for state, _ in scene.told(workload, container)]
+
+
+async def test_every_end_is_told_once_where_workloads_are_read(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    cascades = {"background": "Background", "foreground": "Foreground", "orphan": "Orphan"}
+    async with installed(control_plane, rights=rights_with_workloads()) as installation:
+        environ = installation.environ(WORKLOADS="true")
+        command = tracker_run("-kubeconfig", str(installation.kubeconfig))
+        async with (
+            installation.scene("ends") as scene,
+            Program(command, environ=environ, folder=tmp_path) as program,
+        ):
+            await program.until_said("in step with the cluster")
+            both = (scene.container(), scene.container(name="proxy"))
+            await scene.create(scene.deployment("two", *both))
+            for name in cascades:
+                await scene.create(scene.deployment(name, replicas=2))
+            for name in cascades:
+                await scene.running(name, 2)
+                await scene.recorded(name)
+            await scene.recorded("two")
+            await scene.recorded("two", container="proxy")
+            await scene.roll_out("deployments", "two", scene.container())
+            await scene.gone("two", container="proxy")
+            for name, propagation in cascades.items():
+                await scene.delete("deployments", name, propagation)
+            await scene.gone("background")
+            await scene.gone("foreground")
+            await scene.judge(scene.namespace)
+            assert states(scene, "orphan") == ["deployed"]
+            (left,) = {
+                pod["metadata"]["ownerReferences"][0]["name"] for pod in scene.pods("orphan")
+            }
+            await scene.delete("replicasets", left)
+            await scene.gone("orphan")
+            await scene.judge(scene.namespace)
+            for name in cascades:
+                assert states(scene, name) == ["deployed", "decommissioned"]
+            assert states(scene, "two") == ["deployed"]
+            assert states(scene, "two", "proxy") == ["deployed", "decommissioned"]
+            assert await program.stopped() == 0
+        installation.assert_only_read(*(kind.plural for kind in KINDS.values()))
+
+
+def can_read_deployments(installation: Installation) -> bool:
+    """Tell whether the API server lets the tracker's account list Deployments."""
+    path = "/apis/apps/v1/deployments?limit=1"
+    return installation.plane.request("GET", path, token=installation.token)[0] == 200
+
+
+async def test_rights_that_are_taken_away_hold_names_until_they_are_back(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    async with installed(control_plane, rights=rights_with_workloads()) as installation:
+        environ = installation.environ(WORKLOADS="true", RECONCILE_INTERVAL="10s")
+        command = tracker_run("-kubeconfig", str(installation.kubeconfig))
+        async with (
+            installation.scene("rights") as scene,
+            Program(command, environ=environ, folder=tmp_path) as program,
+        ):
+            await program.until_said("in step with the cluster")
+            for name in ("scaled", "deleted"):
+                await scene.create(scene.deployment(name))
+                await scene.recorded(name)
+            await scene.create(rollout(scene))
+            await scene.recorded("rollout")
+
+            control_plane.apply(rights_of_base()[0])
+            deadline = time.monotonic() + 10
+            while can_read_deployments(installation):
+                assert time.monotonic() < deadline, "the role was never seen by the authorizer"
+            await scene.scale("deployments", "scaled", 0)
+            await scene.delete("deployments", "deleted")
+            await scene.without_pods("deleted")
+            await program.until_said("workloads can't be read")
+            await scene.delete("replicasets", "rollout-7c9")
+            # It goes by its pods alone, and it was absent last: the others were looked at before.
+            await scene.gone("rollout")
+            assert states(scene, "scaled") == states(scene, "deleted") == ["deployed"]
+
+            control_plane.apply(rights_with_workloads()[0])
+            await scene.gone("deleted")
+            await program.until_said("workloads can be read again")
+            await judge(installation, scene, {scene.name("scaled")})
+            assert await program.stopped() == 0
+            assert "Traceback" not in program.said
+        assert {each.verb for each in installation.requests()} <= READING
 
 
 async def test_an_annotation_of_a_deployment_comes_and_goes(

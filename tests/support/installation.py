@@ -29,6 +29,7 @@ from tracker.sandbox.truth import Scope
 
 __all__ = [
     "ACCOUNT",
+    "READING",
     "Installation",
     "Scene",
     "installed",
