@@ -119,6 +119,21 @@ def test_posting_everything_again_is_spread_over_the_passes_of_half_an_interval(
     assert sorted(posted) == sorted(entries)
 
 
+async def test_annotations_that_can_not_be_used_are_told_once_and_when_they_can() -> None:
+    tracker = await tracker_with(MemoryLedger())
+    tracker.see(raw(annotations={"metadata.github.com/runtime-risks": "everything"}))
+    with capture_logs() as told:
+        tracker.look_at_all()
+        tracker.look_at_all()
+        tracker.lose("uid-1")
+        tracker.look_at_all()
+    found = [line for line in told if "metadata.github.com/" in line["event"]]
+    assert [(line["log_level"], line.get("unknown-risk")) for line in found] == [
+        ("warning", 1),
+        ("info", None),
+    ]
+
+
 async def test_what_is_not_recorded_is_told_by_reason_when_it_changes() -> None:
     tracker = await tracker_with(MemoryLedger(), dn_template="{{namespace}}/{{deploymentName}}")
     bare = raw(uid="bare")

@@ -157,7 +157,7 @@ async def test_much_news_of_a_kind_is_read_by_one_list(count: int) -> None:
     assert desk.reader.lists == ([] if one_by_one else [("Deployment", None)])
 
 
-@pytest.mark.parametrize("count", [1, MAX_FETCHES + 1])
+@pytest.mark.parametrize("count", [1, MAX_FETCHES, MAX_FETCHES + 1])
 @pytest.mark.parametrize("hangs", [False, True], ids=["refused", "no-answer"])
 async def test_an_answer_that_can_not_be_had_holds_a_name_up_for_a_while_only(
     count: int,

@@ -192,6 +192,31 @@ async def test_a_cronjob_stands_for_as_long_as_it_is_there(world: World) -> None
     }, "the Job has no name of its own"
 
 
+async def test_what_was_kept_is_held_by_a_start_that_can_not_read_it(world: World) -> None:
+    """The ledger knows no more than that it stands: unread is not gone."""
+    put(world, "web")
+    world.run("web")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web")
+        assert await program.stopped() == 0
+    world.end("web")
+    refused = world.cluster.inject(Refuse(code=503), match=Match(resource="deployments"))
+    async with world.program(WORKLOADS="true") as program:
+        await program.until_said("in step with the cluster")
+        asked_for = refused.hits
+        # Once by a reconcile, once for the absence.
+        await program.until(lambda: refused.hits >= asked_for + 2)
+        assert told(world, "web") == ["deployed"]
+        world.cluster.heal()
+        await program.until_said("workloads can be read again")
+        world.run("other")
+        await world.told("other")
+        world.end("other")
+        await world.told("other", status="decommissioned")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed"]
+
+
 def with_proxy(made: Json) -> Json:
     """Return a pod with a second container."""
     for key in ("spec", "status"):

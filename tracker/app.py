@@ -461,10 +461,13 @@ class Tracker:
         problems = {each.value: count for each, count in self.inventory.problems().items()}
         if problems != self._problems_told:
             self._problems_told = problems
-            _log.warning(
-                "annotations under metadata.github.com/ can't be used, by number of workloads",
-                **dict(sorted(problems.items())),
-            )
+            if problems:
+                _log.warning(
+                    "annotations under metadata.github.com/ can't be used, by number of workloads",
+                    **dict(sorted(problems.items())),
+                )
+            else:
+                _log.info("all annotations under metadata.github.com/ can be used")
 
     def _tell_accounts(self, entries: Collection[Entry]) -> None:
         """Tell how many names are in which state, and why, when that changed."""

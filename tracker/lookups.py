@@ -28,7 +28,7 @@ MAX_LISTS_APART: Final = 5
 READING_SECONDS: Final = 1800.0
 """How long the reading of one heap of news may take before it counts as hung."""
 LOOKUP_SECONDS: Final = 10.0
-"""How long a name waits for what its workload says."""
+"""How long names wait for what their workloads, all those of a kind that are news, say."""
 
 _log = structlog.get_logger(__name__)
 
@@ -140,8 +140,7 @@ class Lookups:
         if len(workloads) > MAX_FETCHES:
             await self._read_many(kind, workloads)
         else:
-            for workload in workloads:
-                await self._read_one(kind, workload)
+            await self._read_few(kind, workloads)
         self._learned()
         for workload in workloads:
             for name in self._news.pop(workload, ()):
@@ -159,11 +158,22 @@ class Lookups:
         for workload in workloads:
             self._catalog.take(workload, found.get(workload))
 
+    async def _read_few(self, kind: Kind, workloads: Iterable[Workload]) -> None:
+        left = list(workloads)
+        try:
+            # For all of them: the last one's names wait no longer than the first one's.
+            async with asyncio.timeout(LOOKUP_SECONDS):
+                while left:
+                    await self._read_one(kind, left[-1])
+                    left.pop()
+        except TimeoutError as error:
+            for workload in left:
+                self._miss(workload, error)
+
     async def _read_one(self, kind: Kind, workload: Workload) -> None:
         try:
-            async with asyncio.timeout(LOOKUP_SECONDS):
-                known = await self._reader.fetch_workload(kind, workload)
-        except (ListError, TimeoutError) as error:
+            known = await self._reader.fetch_workload(kind, workload)
+        except ListError as error:
             self._miss(workload, error)
         else:
             self._catalog.take(workload, known)
