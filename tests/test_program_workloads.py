@@ -460,17 +460,23 @@ async def test_two_thousand_pods_of_five_hundred_workloads_take_a_list_of_each_k
 
 async def test_a_thousand_replicas_that_are_rolled_post_once_per_container(world: World) -> None:
     replicas = 1000
+
+    def both(version: str) -> bool:
+        state = ("deployed", digest_of(image_of("web", version)))
+        return all(world.github.state(f"shop/web/{each}") == state for each in ("app", "proxy"))
+
     for number in range(replicas):
-        world.cluster.create(pod("web", number=number))
+        world.cluster.create(with_proxy(pod("web", number=number)))
     async with world.program() as program:
-        await world.told("web")
+        await world.github.until(lambda: both("1"), within=25, why="both containers")
         for number in range(replicas):
-            world.cluster.create(
-                pod("web", "2", number=number, creationTimestamp="2100-01-01T00:00:00Z")
-            )
+            later = pod("web", "2", number=number, creationTimestamp="2100-01-01T00:00:00Z")
+            world.cluster.create(with_proxy(later))
             world.end("web", number=number)
-        await world.told("web", "2")
+        await world.github.until(lambda: both("2"), within=25, why="both containers")
         assert await program.stopped() == 0
-    assert [(state, digest) for _, state, digest in states(world.github.posts())] == sorted(
-        [("deployed", digest_of(image_of("web", version))) for version in "12"]
+    assert states(world.github.posts()) == sorted(
+        (f"shop/web/{name}", "deployed", digest_of(image_of("web", version)))
+        for version in "12"
+        for name in ("app", "proxy")
     )
