@@ -27,7 +27,8 @@ from tests.support.program import Program, kopf_run, tracker_run
 from tracker.sandbox.script import hangs
 from tracker.sandbox.truth import Scope
 
-pytestmark = pytest.mark.e2e
+# Several starts each; they are slow on a busy machine.
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(120)]
 
 IN_STEP = "in step with the cluster"
 
