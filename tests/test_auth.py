@@ -32,6 +32,7 @@ from tracker.transport import Transport, proxy_of
 
 RECORD: Final = record()
 INSTALLATION: Final = 34
+URL: Final = "https://api.github.com"
 
 
 @functools.cache
@@ -207,6 +208,37 @@ async def test_an_early_renewal_that_fails_leaves_the_old_token_while_it_lasts()
         assert await tokens.token() == Failed(reason="no token for the App: HTTP 500", landed=False)
 
 
+async def test_a_renewal_that_fails_is_the_answer_to_all_who_wait_for_it() -> None:
+    """Once, each of them asked for itself, into the very limit that the first had met."""
+    async with app() as (github, _, ours, _clock):
+        script = github.script(hangs())
+        sending = [asyncio.create_task(ours.send(RECORD)) for _ in range(10)]
+        await github.until(lambda: bool(script.used))
+        script.stop()
+        limit = github.script(answers(429, headers={"Retry-After": "7"}))
+        await github.down()
+        await github.up()
+        assert {type(await each) for each in sending} == {Failed}
+        assert limit.used == []
+        found = await asyncio.gather(*(ours.send(RECORD) for _ in range(10)))
+        assert {type(each) for each in found} == {Limited}
+        assert len(limit.used) == 1
+        limit.stop()
+        assert await ours.send(RECORD) == Acknowledged()
+
+
+async def test_a_clock_that_is_off_by_less_than_github_minds_renews_in_time() -> None:
+    async with app() as (github, tokens, _, clock):
+        clock.ahead = -300.0
+        first = await given(tokens)
+        assert github.apps.minted == len(github.history) == 1
+        clock.pass_by(3290)
+        assert await given(tokens) == first
+        clock.pass_by(20)
+        assert await given(tokens) != first
+        assert github.apps.minted == 2
+
+
 @pytest.mark.parametrize("ahead", [-7200.0, 7200.0])
 async def test_where_the_clock_is_off_githubs_is_believed(ahead: float) -> None:
     async with app() as (github, _, ours, clock):
@@ -259,8 +291,15 @@ def test_a_key_is_found_in_every_form_it_is_kept_in(tmp_path: Path) -> None:
         pem().replace("\n", "\\n"),
         base64.b64encode(pem().encode()).decode(),
         f"  {pem()}  ",
+        pem().replace("\n", "\r\n"),
+        pem().replace("\n", "\\r\\n"),
+        base64.encodebytes(pem().encode()).decode(),
+        key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode(),
     ]
-    keys = [read_key(form) for form in forms] + [read_key_file(path)]
+    keys = [read_key_file(path)]
+    for form in forms:
+        path.write_bytes(form.encode())
+        keys += [read_key(form), read_key_file(path)]
     assert len({each.private_numbers().d for each in keys}) == 1
 
 
@@ -311,13 +350,13 @@ async def test_no_secret_stands_in_a_repr() -> None:
 def test_the_proxy_is_the_one_that_the_environment_names(
     environ: dict[str, str], proxy: str | None
 ) -> None:
-    found = proxy_of("https://api.github.com", environ)
+    found = proxy_of(URL, environ)
     assert (None if found is None else found.get_secret_value()) == proxy
 
 
 def test_a_proxy_of_another_kind_is_told_without_its_password() -> None:
     with pytest.raises(ConnectionSettingError) as caught:
-        proxy_of("https://api.github.com", {"HTTPS_PROXY": "socks5://user:canary@proxy"})
+        proxy_of(URL, {"HTTPS_PROXY": "socks5://user:canary@proxy"})
     assert "canary" not in str(caught.value)
 
 
@@ -348,6 +387,26 @@ async def test_requests_go_through_the_proxy_that_is_named() -> None:
     finally:
         await runner.cleanup()
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("status", [403, 407, 502])
+async def test_a_proxy_that_refuses_a_tunnel_sent_nothing_on(status: int) -> None:
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % status)
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    proxy = SecretStr(f"http://user:canary@127.0.0.1:{server.sockets[0].getsockname()[1]}")
+    async with server, Transport(base_url=URL, user_agent="test", proxy=proxy) as transport:
+        ours = GitHub(transport=transport, scope=SCOPE, tokens=FixedToken(SecretStr("sparrow")))
+        found = await ours.send(RECORD)
+    assert found == Failed(reason=f"the proxy refused: HTTP {status}", landed=False)
+    (head,) = heads
+    assert head.startswith(b"CONNECT api.github.com:443 ")
+    assert b"sparrow" not in head
 
 
 async def test_a_file_of_authorities_that_can_not_be_used_is_told(tmp_path: Path) -> None:

@@ -108,6 +108,36 @@ def test_a_success_that_can_not_be_read_leaves_all_open(body: bytes, *, whole: b
     assert isinstance(answer(202, body, whole=whole), BatchUnclear)
 
 
+@pytest.mark.parametrize("part", [b"[]", b"{}", b"1", b'""'])
+def test_a_body_of_more_parts_than_an_answer_has_is_not_read(part: bytes) -> None:
+    held = json.dumps({"deployment_records": ENTRIES}).encode()
+    stuffed = held[:-1] + b',"x":[' + b",".join([part] * 10_000) + b"]}"
+    assert isinstance(answer(200, stuffed), BatchUnclear)
+    refused = answer(422, b'{"message":"no","x":[' + b",".join([part] * 100_000) + b"]}")
+    assert isinstance(refused, BatchRefused)
+    assert refused.reason.startswith("HTTP 422 ")
+
+
+@given(
+    tags=st.dictionaries(
+        st.text(st.sampled_from("[{,a"), min_size=1, max_size=100),
+        st.text(st.sampled_from("[{,a"), max_size=100),
+        max_size=5,
+    )
+)
+def test_what_tags_say_makes_no_answer_unreadable(tags: dict[str, str]) -> None:
+    records = [replace(each, tags=tuple(sorted(tags.items()))) for each in RECORDS]
+    refused = [
+        {"cause": "not_found", "deployment": each.fields() | {"version": "1", "x": [1] * 4}}
+        for each in records[2:]
+    ]
+    returned = [each.payload(SCOPE) | {"id": 7, "x": [1] * 4} for each in records[:2]]
+    body = json.dumps({"deployment_records": returned, "errors": refused}).encode()
+    found = classify_batch(Reply(status=207, headers={}, body=body, whole=True), records)
+    assert isinstance(found, Told)
+    assert [type(each) for each in found.answers] == [Acknowledged] * 2 + [NotFound] * 2
+
+
 @pytest.mark.parametrize(
     ("status", "headers", "expected"),
     [

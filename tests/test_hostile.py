@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from pydantic import SecretStr
 
 from tests.support.builders import SCOPE, record
-from tracker.answers import BatchAnswer, BatchUnclear, Failed, Told
+from tracker.answers import BatchAnswer, BatchRefused, BatchUnclear, Failed, Told
 from tracker.auth import FixedToken
 from tracker.github import GitHub
 from tracker.sandbox.github import SimulatedGitHub
@@ -212,13 +212,24 @@ def resident() -> int:
 
 
 async def test_large_answers_cost_little_memory_and_no_time_of_the_loop() -> None:
-    """Ten megabytes, a bomb of 300 MB, and endless lines; other requests go on meanwhile."""
+    """
+    Ten megabytes, a bomb of 300 MB, endless lines; other requests go on meanwhile.
+
+    Once, four megabytes of empty lists held the loop for a second and took a hundred megabytes.
+    """
     bomb = gzip.compress(b"0" * (300 * MIB), compresslevel=1)
+    lists = b'{"deployment_records":[' + b"[]," * (MIB + MIB // 4) + b"[]]}"
+    message = b'{"message":"no","errors":[' + b"{}," * (MIB + MIB // 4) + b"{}]}"
     large = [
+        saying(OK + b"content-length: %d\r\n\r\n" % len(lists) + lists),
         saying(OK + b"content-length: %d\r\n\r\n" % (10 * MIB), *[b"x" * MIB] * 10),
         saying(OK + b"content-encoding: gzip\r\ncontent-length: %d\r\n\r\n" % len(bomb), bomb),
         saying(OK + b"content-length: %d\r\n\r\n" % (3 * MIB), *[b'{"a":' * 2**17] * 5),
     ]
+
+    refused = saying(
+        b"HTTP/1.1 422 X\r\ncontent-length: %d\r\n\r\n" % len(message) + message
+    )
 
     async def lag() -> float:
         """Return the longest time for which the loop did nothing else, until cancelled."""
@@ -239,6 +250,7 @@ async def test_large_answers_cost_little_memory_and_no_time_of_the_loop() -> Non
             for _ in range(20):
                 assert isinstance(await good.send_batch(RECORDS), Told)
             assert {type(each) for each in await answers} == {BatchUnclear}
+            assert type(await sent_to(refused)) is BatchRefused
         probe.cancel()
         return await probe
 
@@ -337,6 +349,67 @@ async def test_an_old_version_of_tls_and_a_server_without_it_are_refused(tmp_pat
             found = await ours.send_batch(RECORDS)
         assert isinstance(found, Failed)
         assert not found.landed
+
+
+async def test_a_server_that_never_greets_is_left_after_the_time_to_connect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tracker.transport.CONNECT_SECONDS", 0.3)
+    pem, _ = certificate(tmp_path)
+
+    async def silent(_reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    async with (
+        serving(silent) as port,
+        client(f"https://127.0.0.1:{port}", ca_file=pem) as ours,
+    ):
+        assert await ours.send_batch(RECORDS) == Failed(reason="timeout", landed=False)
+
+
+async def test_a_proxy_carries_what_it_can_not_read(tmp_path: Path) -> None:
+    """Beside GitHub's own, only the certificate that was named is believed, by way of it too."""
+    pem, key = certificate(tmp_path)
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(pem, key)
+    carried = bytearray()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while chunk := await reader.read(65536):
+            carried.extend(chunk)
+            writer.write(chunk)
+            await writer.drain()
+        writer.close()
+
+    async with serving(saying(OK + b"content-length: %d\r\n\r\n" % len(HELD) + HELD), tls=tls) as to:
+
+        async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert head.startswith(b"CONNECT 127.0.0.1:%d " % to)
+            assert b"proxy-authorization: basic" in head.lower()
+            carried.extend(head)
+            there, onwards = await asyncio.open_connection("127.0.0.1", to)
+            writer.write(b"HTTP/1.1 200 OK\r\n\r\n")
+            try:
+                await asyncio.gather(carry(reader, onwards), carry(there, writer))
+            finally:
+                onwards.close()
+
+        async with serving(tunnel) as port:
+            proxy = SecretStr(f"http://user:password@127.0.0.1:{port}")
+            for trusted, expected in ((pem, Told), (None, Failed)):
+                async with Transport(
+                    base_url=f"https://127.0.0.1:{to}",
+                    user_agent="test",
+                    proxy=proxy,
+                    ca_file=trusted,
+                ) as transport:
+                    tokens = FixedToken(SecretStr(CANARY))
+                    ours = GitHub(transport=transport, scope=SCOPE, tokens=tokens)
+                    found = await ours.send_batch(RECORDS)
+                assert type(found) is expected
+                assert not isinstance(found, Failed) or not found.landed
+    assert CANARY.encode() not in carried
 
 
 async def test_a_name_that_does_not_resolve_is_told() -> None:

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tracker.answers import Acknowledged, BatchRefused, Failed, Limited, Unauthorized
+from tracker.answers import (
+    Acknowledged,
+    Answer,
+    BatchRefused,
+    Failed,
+    Limited,
+    Unauthorized,
+)
 from tracker.pacing import FIRST_PAUSE_SECONDS, OUTAGE_FAILURES, Bucket, Pace
 
 RATE: Final = 2.6
@@ -86,21 +93,38 @@ async def test_after_a_pause_one_goes_and_the_others_follow_when_it_came_back_we
 
 
 @pytest.mark.looptime
-async def test_a_probe_that_meets_the_same_again_pauses_longer() -> None:
+@pytest.mark.parametrize(
+    ("answer", "probes"),
+    [
+        pytest.param(
+            Limited(reason="HTTP 429", pause_seconds=None), [60, 180, 420, 900], id="limit"
+        ),
+        pytest.param(
+            Unauthorized(reason="HTTP 403", valid=True), [60, 180, 420, 900], id="may-write-nothing"
+        ),
+        # Once these grew apart up to an hour as well: as long stood all after a token was renewed.
+        pytest.param(
+            Unauthorized(reason="HTTP 401"), [60 * minute for minute in range(1, 17)], id="token"
+        ),
+    ],
+)
+async def test_a_probe_that_meets_the_same_again_is_followed_by_another(
+    answer: Answer, probes: list[float]
+) -> None:
     shared, begun = pace(), list[float]()
 
     async def work() -> None:
         while True:
             async with shared.turn():
                 begun.append(now())
-                shared.note(Unauthorized(reason="HTTP 401"))
+                shared.note(answer)
 
     workers = [asyncio.create_task(work()) for _ in range(5)]
     await asyncio.sleep(1000)
     for worker in workers:
         worker.cancel()
-    assert begun[-4:] == pytest.approx([60, 180, 420, 900], abs=0.5)
-    assert len(begun) <= 4 + 5, "those that were under way when it began"
+    assert begun[-len(probes) :] == pytest.approx(probes, abs=0.5)
+    assert len(begun) <= len(probes) + 5, "those that were under way when it began"
 
 
 @pytest.mark.looptime

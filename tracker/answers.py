@@ -67,6 +67,11 @@ _NOT_FOR_BATCHES = frozenset(
     {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED}
 )
 _MALFORMED = frozenset({HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSABLE_ENTITY})
+MAX_MESSAGE = 64 * 1024
+"""Bytes of a body in which GitHub's words are looked for."""
+PARTS_OF_A_RECORD = 64
+"""More than the fields, tags and risks of a record, and what holds them, in an answer."""
+
 _MAX_DIGITS = 15
 _UNREADABLE = object()
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
@@ -122,9 +127,10 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unauthorized:
-    """The token is not valid: nothing can be sent with it."""
+    """Nothing can be sent with the token: it is not valid or, if `valid`, may write nothing."""
 
     reason: str
+    valid: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,7 +305,7 @@ def _judge_batch(reply: Reply, records: Sequence[Record]) -> Told | BatchUnclear
     """
     if reply.status not in _TELLING:
         return BatchUnclear(reason=_reason(reply))
-    body = _json(reply)
+    body = _json(reply) if _is_about(reply.body, records) else _UNREADABLE
     if not isinstance(body, Mapping) or not isinstance(body.get("deployment_records"), list):
         return BatchUnclear(reason=f"HTTP {reply.status} without a readable list of records")
     returned = _returned(body)
@@ -314,6 +320,23 @@ def _judge_batch(reply: Reply, records: Sequence[Record]) -> Told | BatchUnclear
         return Unconfirmed(reason=f"HTTP {reply.status} without the record")
 
     return Told(answers=tuple(map(judge, records)))
+
+
+def _is_about(body: bytes, records: Sequence[Record]) -> bool:
+    """
+    Tell whether a body has no more parts than an answer about these records may have.
+
+    Four megabytes of empty lists are a second of the loop's time and a hundred megabytes of memory
+    when they are decoded. Text of ours that comes back may hold as many brackets as it likes.
+    """
+    most = sum(
+        PARTS_OF_A_RECORD
+        + len(record.deployment_name)
+        + len(record.name)
+        + sum(len(tag) + len(value) for tag, value in record.tags)
+        for record in records
+    )
+    return sum(map(body.count, (b"[", b"{", b","))) <= most
 
 
 def _judge_cause(status: int, cause: str) -> NotFound | Forbidden | Rejected:
@@ -415,7 +438,7 @@ def _json(reply: Reply) -> object:
 
 
 def _message(reply: Reply) -> str:
-    body = _json(reply)
+    body = _json(reply) if len(reply.body) <= MAX_MESSAGE else None
     message = body.get("message") if isinstance(body, Mapping) else None
     return message if isinstance(message, str) else ""
 

@@ -155,7 +155,7 @@ class TokenFile:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Minted:
-    """A token and its times, in seconds of the server's clock since the epoch."""
+    """A token and its times, in seconds since the epoch by the clock that is believed."""
 
     token: SecretStr
     renew_at: float
@@ -186,6 +186,8 @@ class AppToken:
         self._offset = 0.0
         self._minted: _Minted | None = None
         self._renewing = asyncio.Lock()
+        self._failed: _NoToken | None = None
+        self._renewals = 0
 
     async def token(self) -> SecretStr | _NoToken:
         """Return a token that lasts a while; mint one when there is none or it ends soon."""
@@ -201,16 +203,22 @@ class AppToken:
         return await self._renew(refused)
 
     async def _renew(self, refused: SecretStr | None) -> SecretStr | _NoToken:
+        renewals = self._renewals
         async with self._renewing:
             minted = self._minted
             if minted is not None and minted.token != refused and self._now() < minted.renew_at:
                 return minted.token  # somebody else was before us
+            if self._failed is not None and self._renewals != renewals:
+                return self._failed  # and heard why there is none: it may be a limit
             found = await self._mint()
+            self._renewals += 1
+            self._failed = None
             if isinstance(found, _Minted):
                 self._minted = found
                 return found.token
             now = self._now()
             if minted is None or minted.token == refused or now >= minted.expires_at:
+                self._failed = found
                 return found
             _log.warning("the App's token could not be renewed early", reason=found.reason)
             self._minted = _Minted(
@@ -263,12 +271,16 @@ class AppToken:
         token = body.get("token") if isinstance(body, dict) else None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             return None
-        now = self._now()
-        expires_at = _epoch(body.get("expires_at"))
-        if expires_at is None or expires_at <= now:
-            expires_at = now + LIFETIME_SECONDS
-        early = min(EARLY_SECONDS, (expires_at - now) / 2)
-        return _Minted(token=SecretStr(token), renew_at=expires_at - early, expires_at=expires_at)
+        # By GitHub's clock: ours may be off by less than what it minds, and still by minutes.
+        now, theirs = self._now(), server_time(reply)
+        ends = _epoch(body.get("expires_at"))
+        lifetime = 0.0 if ends is None else ends - (now if theirs is None else theirs)
+        if lifetime <= 0.0:
+            lifetime = LIFETIME_SECONDS
+        early = min(EARLY_SECONDS, lifetime / 2)
+        return _Minted(
+            token=SecretStr(token), renew_at=now + lifetime - early, expires_at=now + lifetime
+        )
 
     def _now(self) -> float:
         return self._wall() + self._offset

@@ -608,7 +608,7 @@ class Delivery:
         """Judge by the answer to one record alone why the batch with it was refused."""
         if isinstance(said, Forbidden):
             # It is not the batch: nothing may be written, and to ask for each would not help.
-            return Unauthorized(reason=said.reason)
+            return Unauthorized(reason=said.reason, valid=True)
         if not isinstance(said, Limited | Unauthorized | Failed):
             self._send_singly("GitHub refuses batches and takes single records")
         return said
@@ -650,7 +650,9 @@ class Delivery:
         pause = self._pace.note(said)
         if pause:
             reason = getattr(said, "reason", "")
-            _log.warning("sending paused", seconds=round(pause, 1), reason=reason)
+            # A limit passes by itself; a token is for somebody to see to.
+            tell = _log.error if isinstance(said, Unauthorized) else _log.warning
+            tell("sending paused", seconds=round(pause, 1), reason=reason)
         unknown = any(isinstance(answer, NotFound) for answer in each)
         known = known_digests(self._ledger.entries()) if unknown else frozenset()
         for entry, after, answer in zip(intended, concluded, each, strict=True):

@@ -150,6 +150,9 @@ class Pace:
         match answer:
             case Limited(pause_seconds=seconds) if seconds is not None:
                 pause = seconds
+            case Unauthorized(valid=False):
+                # Another token may be there any time, and waits no longer than this.
+                pause = left or FIRST_PAUSE_SECONDS
             case Limited() | Unauthorized():
                 # What was under way when the pause began is told of the same limit once more.
                 pause = left or min(FIRST_PAUSE_SECONDS * 2.0**self._streak, MAX_PAUSE_SECONDS)

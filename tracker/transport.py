@@ -117,6 +117,9 @@ class Transport:
                 return await _read(response, max_answer)
         except aiohttp.ClientConnectorError as error:
             return Failed(reason=_why_unconnected(error), landed=False)
+        except aiohttp.ClientHttpProxyError as error:
+            # There is no way through it yet: nothing but the name of the host went there.
+            return Failed(reason=f"the proxy refused: HTTP {error.status}", landed=False)
         except TimeoutError as error:
             connecting = isinstance(error, aiohttp.ConnectionTimeoutError)
             return Failed(reason="timeout", landed=not connecting)
@@ -211,8 +214,6 @@ def _why_unconnected(error: aiohttp.ClientConnectorError) -> str:
 def _why_cut(error: Exception) -> str:
     if isinstance(error, aiohttp.ServerDisconnectedError):
         return "connection closed without an answer"
-    if isinstance(error, aiohttp.ClientHttpProxyError):
-        return f"the proxy refused: HTTP {error.status}"
     if isinstance(error, aiohttp.ClientResponseError):
         return "malformed answer"
     if isinstance(error, OSError) and error.errno is not None:

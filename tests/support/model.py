@@ -383,7 +383,9 @@ class Tracker:
         match answer:
             case Limited(pause_seconds=seconds) if seconds is not None:
                 pause = seconds
-            case Limited() | Unauthorized():
+            case Unauthorized():
+                pause = left or FIRST_PAUSE_SECONDS
+            case Limited():
                 pause = left or min(FIRST_PAUSE_SECONDS * 2.0**self.streak, MAX_PAUSE_SECONDS)
                 self.streak = self.streak if left else min(self.streak + 1, MAX_STREAK)
             case Failed():
