@@ -894,14 +894,15 @@ async def test_where_batches_fail_and_singles_do_not_it_is_singles_for_an_hour()
 
 async def test_unknown_digests_are_asked_for_in_few_requests_and_once_each() -> None:
     """Most images of a cluster are third-party and stay unknown for ever."""
+    digests = 4000
     async with scene(batches=True) as on:
         on.sender.always = UNKNOWN
         pods = [
             pod(
                 f"uid-{number}",
-                containers=[container(f"app-{number:04}", image=unknown(number % 2000))],
+                containers=[container(f"app-{number:04}", image=unknown(number % digests))],
             )
-            for number in range(4000)
+            for number in range(5000)
         ]
         on.see(*pods)
         await asyncio.sleep(60)
@@ -912,7 +913,7 @@ async def test_unknown_digests_are_asked_for_in_few_requests_and_once_each() -> 
             assert len(on.sender.batches) - asked <= 10
             asked = len(on.sender.batches)
         again = [record for when, record in on.sender.sent if when > 60]
-        assert len(again) <= 3 * 2000
+        assert len(again) <= 3 * digests
         assert len({entry.state for entry in on.ledger.entries()}) == 1
 
 
@@ -977,6 +978,49 @@ async def test_a_spell_of_refusals_that_nothing_new_ends_is_probed() -> None:
         on.sender.always = OK
         await asyncio.sleep(90)
         assert on.told.lines.count("OK a deployed") == 30
+
+
+async def test_a_probe_of_which_there_is_nothing_to_send_leaves_it_to_the_next() -> None:
+    """Once, a rollback to what GitHub holds ended the probing, and the others waited an hour."""
+    async with scene() as on:
+        on.see(running("a", uid="first", app="aaa"))
+        await asyncio.sleep(1)
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(running("b", uid="first", app="aaa"), *many(30))
+        await asyncio.sleep(30)
+        on.see(running("a", uid="first", app="aaa"))
+        on.sender.always = OK
+        await asyncio.sleep(160)
+        assert on.told.lines.count("OK a deployed") == 31
+
+
+async def test_one_that_is_refused_for_good_hides_no_end_of_a_spell_of_refusals() -> None:
+    """Once, it was the only one that was ever asked for."""
+    async with scene() as on:
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.sender.answers["shop/web/aaa"] = [Forbidden(reason="HTTP 403 Forbidden")] * 1000
+        on.see(running("a", uid="first", app="aaa"), *many(30))
+        await asyncio.sleep(30)
+        on.sender.always = OK
+        await asyncio.sleep(200)
+        assert on.told.lines.count("OK a deployed") == 30
+
+
+async def test_a_new_spell_of_refusals_is_probed_soon_whatever_the_last_one_was() -> None:
+    async with scene() as on:
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(*many(5))
+        await asyncio.sleep(3 * 3600)
+        on.sender.always = OK
+        on.see(running("b", uid="new", app="new"))
+        await asyncio.sleep(10)
+        assert len(on.told.lines) == 5 + 6
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(*many(5, "c"))
+        await asyncio.sleep(30)
+        on.sender.always = OK
+        await asyncio.sleep(60)
+        assert on.told.lines.count("OK c deployed") == 5
 
 
 async def test_what_is_refused_for_good_does_not_go_round_with_every_success() -> None:

@@ -154,6 +154,28 @@ def test_probes_of_a_spell_grow_apart_up_to_an_hour() -> None:
     assert spell.probe_seconds() == 60
 
 
+def test_each_parked_name_is_a_probe_in_its_turn() -> None:
+    spell = Spell()
+    assert spell.probe() is None
+    for name in ("b", "a", "c"):
+        spell.refuse(name)
+    assert [spell.probe() for _ in range(4)] == ["a", "b", "c", "a"]
+    spell.forget("b")
+    assert spell.probe() == "c"
+    assert spell.is_on
+    spell.end("x")
+    assert not spell.is_on
+
+
+def test_a_spell_that_ended_without_a_success_leaves_the_next_its_early_probes() -> None:
+    spell = Spell()
+    spell.refuse("one")
+    assert [spell.probe_seconds() for _ in range(3)] == [60, 120, 240]
+    spell.forget("one")
+    spell.refuse("two")
+    assert spell.probe_seconds() == 60
+
+
 def test_what_failed_is_due_when_the_way_is_there_again() -> None:
     refusals = Refusals()
     send(refusals, "one", Failed(reason="", landed=False))

@@ -702,13 +702,18 @@ class Delivery:
     def _plan_probe(self) -> None:
         """Ask for one refused name now and then: when only that is left, nothing else would."""
         spell = self._refusals.spell
-        if self._probe is None and spell.probe() is not None:
+        if not spell.is_on:
+            if self._probe is not None:
+                self._probe.cancel()  # the next spell's first probe is not this one's last
+                self._probe = None
+        elif self._probe is None:
             loop = asyncio.get_running_loop()
             self._probe = loop.call_later(spell.probe_seconds(), self._send_probe)
 
     def _send_probe(self) -> None:
         self._probe = None
         self._touch_all(self._refusals.probe())
+        self._plan_probe()  # whether or not there is anything to be sent of that name
 
 
 def _repost(entry: Entry | None) -> Send | None:

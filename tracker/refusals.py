@@ -111,9 +111,17 @@ class Spell:
         self._released: set[str] = set()
         self._stubborn: set[str] = set()
         self._probes = 0
+        self._probed = ""
+
+    @property
+    def is_on(self) -> bool:
+        """Tell whether names are parked that a success would make due."""
+        return not self._parked <= self._stubborn
 
     def refuse(self, name: str) -> None:
         """Note a refusal."""
+        if not self.is_on:
+            self._probes = 0
         if name in self._released:
             self._stubborn.add(name)
         self._parked.add(name)
@@ -133,8 +141,16 @@ class Spell:
             names.discard(name)
 
     def probe(self) -> str | None:
-        """Return a name to ask for, to see whether the spell is over; None when there is none."""
-        return min(self._parked - self._stubborn, default=None)
+        """
+        Return a name to ask for, to see whether the spell is over; None when there is none.
+
+        Each in its turn: one that is refused for a reason of its own hides no end of the spell.
+        """
+        parked = self._parked - self._stubborn
+        later = [name for name in parked if name > self._probed]
+        name = min(later or parked, default=None)
+        self._probed = name or ""
+        return name
 
     def probe_seconds(self) -> float:
         """Return how long to wait for the next probe: a minute, doubled each time, up to 1 h."""
@@ -174,6 +190,7 @@ class Refusals:
     def rest(self, name: str) -> None:
         """Note that there is nothing to be asked for a name."""
         self._due.discard(name)
+        self.spell.forget(name)
 
     def forget(self, name: str) -> None:
         """Drop what is known of a name."""
