@@ -63,7 +63,7 @@ async def _measure() -> list[tuple[str, ...]]:
     assets = find_assets()
     if assets is None:
         sys.exit("bench.answers: KUBEBUILDER_ASSETS is not set; a real API server is needed")
-    rows = []
+    rows: list[tuple[str, ...]] = []
     with (
         tempfile.TemporaryDirectory(prefix="tracker-answers-") as name,
         ControlPlane(assets) as plane,
@@ -91,7 +91,7 @@ async def _measure() -> list[tuple[str, ...]]:
                     paused = _while_paused(github.posts()[before:])
                     told = f"{spell}, {lasts:.0f} s"
                     rows.append((told, str(during), paused, f"{seconds:.1f} s", str(after)))
-                    print(*rows[-1], sep="  ", file=sys.stderr)  # noqa: T201 - it takes minutes
+                    print(*rows[-1], sep="  ", file=sys.stderr)
                 await program.stopped()
     return rows
 

@@ -4,12 +4,15 @@ import asyncio
 import base64
 import contextlib
 import functools
+import io
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
+import aiohttp
 import pytest
+import structlog
 from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import (
@@ -22,6 +25,7 @@ from pydantic import SecretStr
 from structlog.testing import capture_logs
 
 from tests.support.builders import SCOPE, record
+from tracker import logs
 from tracker.answers import Acknowledged, Failed, Limited, Unauthorized
 from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_file
 from tracker.errors import ConnectionSettingError
@@ -32,6 +36,7 @@ from tracker.transport import Transport, proxy_of
 
 RECORD: Final = record()
 INSTALLATION: Final = 34
+AMISS: Final = FixedToken(SecretStr("canary"))
 URL: Final = "https://api.github.com"
 
 
@@ -330,6 +335,32 @@ async def test_no_secret_stands_in_a_repr() -> None:
         fixed = FixedToken(SecretStr("canary"))
         assert secret not in f"{tokens!r} {tokens.__dict__!r} {ours.__dict__!r}"
         assert "canary" not in f"{fixed!r} {fixed.__dict__!r}"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+async def test_no_secret_stands_in_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, *, as_json: bool
+) -> None:
+    """Not even in one that is ours: what was at hand where it happened is not told."""
+    stream = io.StringIO()
+    logs.configure(level="debug", as_json=as_json, libraries=False, stream=stream)
+    request.addfinalizer(structlog.reset_defaults)
+    async with app() as (_, tokens, ours, _clock):
+        secret = await given(tokens)
+
+        def fails(*_: object, **__: object) -> None:
+            raise LookupError
+
+        monkeypatch.setattr(aiohttp.ClientSession, "post", fails)
+        for sending in (ours, GitHub(transport=ours._transport, scope=SCOPE, tokens=AMISS)):  # noqa: SLF001 - what it is made of
+            try:
+                await sending.send(RECORD)
+            except LookupError:
+                structlog.get_logger("test").exception("name failed", credentials=tokens)
+    told = stream.getvalue()
+    assert told.count("LookupError") >= 2
+    assert secret not in told
+    assert "canary" not in told
 
 
 # Proxies and authorities.

@@ -227,9 +227,7 @@ async def test_large_answers_cost_little_memory_and_no_time_of_the_loop() -> Non
         saying(OK + b"content-length: %d\r\n\r\n" % (3 * MIB), *[b'{"a":' * 2**17] * 5),
     ]
 
-    refused = saying(
-        b"HTTP/1.1 422 X\r\ncontent-length: %d\r\n\r\n" % len(message) + message
-    )
+    refused = saying(b"HTTP/1.1 422 X\r\ncontent-length: %d\r\n\r\n" % len(message) + message)
 
     async def lag() -> float:
         """Return the longest time for which the loop did nothing else, until cancelled."""
@@ -381,7 +379,8 @@ async def test_a_proxy_carries_what_it_can_not_read(tmp_path: Path) -> None:
             await writer.drain()
         writer.close()
 
-    async with serving(saying(OK + b"content-length: %d\r\n\r\n" % len(HELD) + HELD), tls=tls) as to:
+    held = saying(OK + b"content-length: %d\r\n\r\n" % len(HELD) + HELD)
+    async with serving(held, tls=tls) as to:
 
         async def tunnel(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             head = await reader.readuntil(b"\r\n\r\n")

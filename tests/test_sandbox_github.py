@@ -574,6 +574,24 @@ async def test_posts_beyond_the_limit_of_a_minute_are_refused_with_the_headers(
     assert len(client.github.table) == 2
 
 
+async def test_the_secondary_limit_holds_for_a_minute_whatever_the_rate_is_then(
+    client: Client,
+) -> None:
+    github = client.github
+    github.posts_without_abuse = 2
+
+    seen = [await client.post(single(str(number))) for number in range(3)]
+    github.posts_without_abuse = 1000
+    seen.append(await client.post(single("3")))
+
+    assert [status for status, _, _ in seen] == [200, 200, 403, 403]
+    assert "secondary rate limit" in seen[-1][1]["message"]
+    assert seen[-1][2]["Retry-After"] == "60"
+    assert int(seen[-1][2]["x-ratelimit-remaining"]) > 0
+    github.heal()
+    assert (await client.post(single("4")))[0] == 200
+
+
 async def test_an_organization_that_is_not_one_is_not_found() -> None:
     github = SimulatedGitHub(orgs=frozenset({"Acme"}))
     async with github, aiohttp.ClientSession() as session:

@@ -679,6 +679,8 @@ class Delivery:
         said: Answer | BatchAnswer,
     ) -> None:
         await self._ledger.put(*concluded)
+        if isinstance(said, Limited):
+            await self._ledger.set_pause_until(self._pace.not_before)
         now = asyncio.get_running_loop().time()
         for entry, answer in zip(intended, each, strict=True):
             self._meter.answered(outcome_of(answer))
@@ -692,8 +694,6 @@ class Delivery:
                 self._reporter.acknowledged(record)
             elif answer.reason != entry.reason:
                 self._reporter.failed(record, answer.reason)
-        if isinstance(said, Limited):
-            await self._ledger.set_pause_until(self._pace.not_before)
 
     def _touch_all(self, names: Iterable[str]) -> None:
         for name in names:

@@ -54,7 +54,9 @@ class SimulatedGitHub:
     tokens that are taken. An unknown digest (in `unknown`, or one for which `knows` says False)
     is answered 404, or not_found in a batch, unless the post names a github_repository. `apps`
     are the GitHub Apps it knows, `clock_offset` is by how many seconds its clock is ahead.
-    `posts_per_minute` None means no limit. All times are those of the running event loop's clock.
+    `posts_per_minute` None means no limit. Over `posts_without_abuse` a minute (None: any number)
+    the secondary limit refuses everything for a minute, and for one more whenever somebody carries
+    on meanwhile. All times are those of the running event loop's clock.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class SimulatedGitHub:
         self.unknown: set[str] = set()
         self.unauthorized: set[str] = set()
         self.posts_per_minute = posts_per_minute
+        self.posts_without_abuse: int | None = None
         self.clock_offset = 0.0
         self.apps = Apps(wall=self._wall)
         self.table = Table()
@@ -81,6 +84,7 @@ class SimulatedGitHub:
         self._door = Door(port)
         self._scripts: list[Script] = []
         self._recent_posts: deque[float] = deque()
+        self._blocked_until = float("-inf")
         self._work: set[asyncio.Task[Any]] = set()
         self._changed = asyncio.Event()
         self._runner: web.AppRunner | None = None
@@ -181,7 +185,8 @@ class SimulatedGitHub:
         for script in self._scripts:
             script.stop()
         self.release()
-        self.posts_per_minute = None
+        self.posts_per_minute = self.posts_without_abuse = None
+        self._blocked_until = float("-inf")
 
     async def until(
         self, predicate: Callable[[], bool], *, within: float = 10.0, why: str = "a condition"
@@ -227,7 +232,7 @@ class SimulatedGitHub:
         headers = {
             name: value
             for name, value in request.headers.items()
-            if name.lower() not in {"authorization", "cookie"}
+            if name.lower() not in {"authorization", "cookie", "proxy-authorization"}
         }
         peer = request.transport.get_extra_info("peername") if request.transport else None
         exchange = Exchange(
@@ -299,6 +304,15 @@ class SimulatedGitHub:
         now = self._now()
         while self._recent_posts and self._recent_posts[0] <= now - _MINUTE:
             self._recent_posts.popleft()
+        abuse = self.posts_without_abuse
+        if now < self._blocked_until or (abuse is not None and len(self._recent_posts) >= abuse):
+            self._blocked_until = now + _MINUTE
+            return complaint(
+                403,
+                "You have exceeded a secondary rate limit. Please wait a few minutes before you try"
+                " again.",
+                headers={"Retry-After": str(int(_MINUTE))},
+            )
         if self.posts_per_minute is None or len(self._recent_posts) < self.posts_per_minute:
             self._recent_posts.append(now)
             return None
