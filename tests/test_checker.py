@@ -10,7 +10,15 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.support.checker import Circumstances, Environment, Promise, Violation, check, report
+from tests.support.checker import (
+    Circumstances,
+    Crash,
+    Environment,
+    Promise,
+    Violation,
+    check,
+    report,
+)
 from tests.support.truthlog import TruthLog
 from tracker.sandbox.contract import names_in, read_batch, read_single
 from tracker.sandbox.exchanges import Exchange
@@ -164,6 +172,11 @@ def ended() -> Run:
     return Run().pod(0, "p1").post(1).gone(10, "p1").post(15, A, "decommissioned")
 
 
+def crash(at: float, in_doubt: str = WEB) -> Crash:
+    """Return a kill that left one name in doubt, or none."""
+    return Crash(at=at, in_doubt=frozenset([in_doubt] if in_doubt else []))
+
+
 CRONJOB = {"of": f"sync-{int(START.timestamp()) // 60}", "kind": "Job"}
 SYNC = "shop/sync/app"
 
@@ -201,7 +214,31 @@ GOOD = {
     "held-while-pending": lambda: (
         Run().pod(0, "p1").post(1).pod(9, "p2", phase="Pending").gone(9, "p1")
     ),
-    "crashed-after-the-answer": lambda: Run().pod(0, "p1").post(1).post(9).given(crashes=(1.2,)),
+    "crashed-after-the-answer": lambda: (
+        Run().pod(0, "p1").post(1).post(99).given(crashes=(crash(1.2),))
+    ),
+    # Once, the third was taken for needless when the second start was slow: a window of seconds
+    # about the crash decided, and not whether the answer had been written down.
+    "crashed-twice-after-an-answer": lambda: (
+        Run()
+        .pod(0, "p1", A)
+        .post(1, A)
+        .pod(10, "p2", B)
+        .gone(11, "p1")
+        .post(20, B)
+        .post(80, B)
+        .post(81, B)
+        .given(crashes=(crash(2), crash(21)))
+    ),
+    "crashed-between-intent-and-bytes": lambda: (
+        Run()
+        .pod(0, "p1", A)
+        .pod(10, "p2", B)
+        .gone(11, "p1")
+        .post(20, B)
+        .post(140, B)
+        .given(crashes=(crash(2),))
+    ),
     "posted-anew-after-a-lost-ledger": lambda: Run().pod(0, "p1").post(1).post(9).given(reposts=1),
     "unknown-to-github": lambda: (
         Run().pod(0, "p1").post(1, answer=404).given(recordable=lambda _digest: False)
@@ -335,12 +372,18 @@ BAD: dict[str, tuple[Callable[[], Run], set[Promise]]] = {
         lambda: Run().pod(0, "p1").post(1, answer=None).post(2).post(9),
         {Promise.NO_NEEDLESS_POST},
     ),
-    "posted-twice-long-after-the-crash": (
-        lambda: Run().pod(0, "p1").post(1).post(99).given(crashes=(50.0,)),
+    "posted-twice-after-a-crash-that-left-nothing-open": (
+        lambda: Run().pod(0, "p1").post(1).post(9).given(crashes=(crash(1.2, in_doubt=""),)),
+        {Promise.NO_NEEDLESS_POST},
+    ),
+    "posted-three-times-for-one-crash-that-cut-it": (
+        lambda: (
+            Run().pod(0, "p1").post(1, gone_after=0.1).post(9).post(10).given(crashes=(crash(1.2),))
+        ),
         {Promise.NO_NEEDLESS_POST},
     ),
     "posted-three-times-for-one-crash": (
-        lambda: Run().pod(0, "p1").post(1).post(9).post(10).given(crashes=(1.2,)),
+        lambda: Run().pod(0, "p1").post(1).post(9).post(10).given(crashes=(crash(1.2),)),
         {Promise.NO_NEEDLESS_POST},
     ),
     "decommissioned-twice": (

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.claims import claims
 from tests.support.defects import COMPARED, LISTED, Defect
 from tests.support.world import World, image_of, made, name_of, pod
-from tests.torture import claims
 from tracker.sandbox.exchanges import Exchange
 from tracker.sandbox.outages import Hang, Match
 from tracker.sandbox.script import drops, hangs

@@ -19,24 +19,31 @@ again, with the same kills.
 import argparse
 import asyncio
 import itertools
-import json
 import logging
 import random
 import signal
-import sqlite3
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
-from tests.support.checker import Circumstances, Environment, Promise, Violation, check, report
+from tests.support.checker import (
+    Circumstances,
+    Crash,
+    Environment,
+    Promise,
+    Violation,
+    check,
+    report,
+)
 from tests.support.churn import Churn, RecordedCluster
+from tests.support.claims import claims, under_way
 from tests.support.crashing import Point, crashing_run
 from tests.support.program import Program
 from tracker.sandbox.contract import Deployment
@@ -55,15 +62,6 @@ ROUND_SECONDS: Final = 1.5
 """So long after its start a round ends by a kill all the same: its point was not come by."""
 HALF: Final = 0.5
 CONVERGED_SECONDS: Final = 30.0
-CRASH_WINDOW_SECONDS: Final = 10.0
-"""
-How long after an answer a kill may still be why its state is posted again.
-
-A state that was sent after one whose answer the kill swallowed is posted once more when the other
-can't land any more, which is after the next start and `SETTLE_SECONDS`.
-"""
-SWALLOWED_SECONDS: Final = 0.5
-"""An answer that left so shortly before a kill may not have been read, or not written down."""
 ENVIRONMENT: Final = Environment("acme", "torture", "", "simulated")
 CONSTANTS: Final = {
     "tracker.entries.SETTLE_SECONDS": 1.5,
@@ -183,6 +181,8 @@ async def torture(
             total.add(tally)
             verdict = "clean" if not tally.violations else "NOT CLEAN"
             tell(f"seed {seed + number}: {size} rounds, {tally.posts} posts: {verdict}")
+            for text in tally.reports:
+                tell(text)  # at once: a long run may be cut off
 
     async with asyncio.TaskGroup() as group:
         for number, size in enumerate(sizes):
@@ -200,7 +200,7 @@ class Episode:
         # A play of chance, nothing secret; a part of its own for each subject.
         self._chance = random.Random(f"kills {seed}")  # noqa: S311
         self._next_schema = False
-        self._crashes: list[float] = []
+        self._crashes: list[Crash] = []
         self._tally = Tally()
 
     async def play(self, rounds: int) -> Tally:
@@ -245,7 +245,11 @@ class Episode:
             program.kill()
             code = await ended
             assert code == -signal.SIGKILL, f"it ended by itself: {code}"
-        self._crashes.append(asyncio.get_running_loop().time())
+        crash = Crash(
+            at=asyncio.get_running_loop().time(),
+            in_doubt=await asyncio.to_thread(under_way, self._ledger),
+        )
+        self._crashes.append(crash)
         latency.stop()
         if held is not None and held.used:
             if kill is Held.LATE:
@@ -314,7 +318,6 @@ class Episode:
         circumstances = Circumstances(
             environment=ENVIRONMENT,
             crashes=tuple(self._crashes),
-            crash_window_seconds=CRASH_WINDOW_SECONDS,
             claimed=claimed or {},
             ended=asyncio.get_running_loop().time(),
         )
@@ -326,7 +329,7 @@ class Episode:
         tally = self._tally
         tally.violations += found
         if found:
-            title = f"seed {self._seed}, kills at {[round(each, 3) for each in self._crashes]}"
+            title = f"seed {self._seed}, kills at {[round(each.at, 3) for each in self._crashes]}"
             tally.reports.append(f"{title}\n{report(found, github.history)}\n{story}")
         last: dict[str, Deployment] = {}
         for post in github.posts():
@@ -365,14 +368,15 @@ class Episode:
             since = post.arrived
             if post.outcomes()[name] is Outcome.ACKNOWLEDGED:
                 answered = post.answered or 0.0
-                if not any(0.0 <= kill - answered <= SWALLOWED_SECONDS for kill in self._crashes):
+                kill = next((kill for kill in self._crashes if kill.at >= answered), None)
+                if kill is None or name not in kill.in_doubt:
                     acknowledged.clear()
                 acknowledged.add(sent)
         return True
 
     def _ran(self, name: str, since: float, until: float) -> set[str]:
         """Return the digests that stood under a name in that time, before its last kill."""
-        kills = [kill for kill in self._crashes if since < kill < until]
+        kills = [kill.at for kill in self._crashes if since < kill.at < until]
         if not kills:
             return set()
         spans = self._cluster.log.line(name)
@@ -432,27 +436,6 @@ def the(count: int) -> Callable[[Exchange], bool]:
     return is_due
 
 
-def claims(ledger: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
-    """
-    Return (status, digest) that a ledger's file says is acknowledged, and the names in doubt.
-
-    It is read as the file it is, not by the program that wrote it.
-    """
-    with closing(sqlite3.connect(ledger)) as connection:
-        rows: Iterable[tuple[str, str | None, str, str | None]] = connection.execute(
-            "SELECT deployment_name, acknowledged, state, unsettled FROM entries"
-        ).fetchall()
-    claimed: dict[str, tuple[str, str]] = {}
-    doubtful: set[str] = set()
-    for name, acknowledged, state, unsettled in rows:
-        if acknowledged is not None:
-            record = json.loads(acknowledged)
-            claimed[name] = (record["status"], record["digest"])
-        if state in {"sending", "open"} or unsettled is not None:
-            doubtful.add(name)
-    return claimed, doubtful
-
-
 def main(argv: Sequence[str]) -> int:
     """Run what the arguments say, print what was found; return the exit code."""
     parser = argparse.ArgumentParser(description="Kill the tracker again and again, and look.")
@@ -473,8 +456,6 @@ def main(argv: Sequence[str]) -> int:
                 tell=say,
             )
         )
-    for text in tally.reports:
-        say(text)
     say(f"{tally}\n{time.monotonic() - began:.0f} s")
     return 1 if tally.violations else 0
 

@@ -279,7 +279,7 @@ async def test_with_a_ledger_a_start_tells_what_changed_meanwhile_and_nothing_el
                 await scene.create(scene.deployment(name, replicas=2))
             first = {name: await scene.recorded(name) for name in names}
             await installation.calm(scene.namespace)
-            await installation.crash(program)
+            await installation.crash(program, Path(ledger))
         await scene.roll_out("deployments", "rolled", scene.container("2"))
         for name in ("deleted", "recreated"):
             await scene.delete("deployments", name)

@@ -6,7 +6,7 @@ checker sees only what can be seen from outside: what arrived at GitHub, what wa
 GitHub holds, and what was true of the cluster when. It knows nothing of queue, ledger or retries.
 """
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -19,7 +19,7 @@ from tracker.sandbox.exchanges import Exchange, Outcome
 from tracker.sandbox.table import Row
 from tracker.sandbox.truth import Verdict, compare
 
-__all__ = ["Circumstances", "Environment", "Promise", "Violation", "check", "report"]
+__all__ = ["Circumstances", "Crash", "Environment", "Promise", "Violation", "check", "report"]
 
 PARTIAL, FORBIDDEN = 207, 403
 
@@ -69,16 +69,27 @@ class Violation:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Crash:
+    """
+    A kill that left no time to write: `at` is when the process had ended.
+
+    `in_doubt` are the names of which a send had no end that was written down.
+    """
+
+    at: float
+    in_doubt: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
     """
     What happened in this run that a promise makes an exception for; times are the loop's clock.
 
-    `network_seconds` is how far truth and history may be apart. Each of `crashes` (a kill that
-    left no time to write) excuses one more post of a name that was answered within
-    `crash_window_seconds` of it. `reposts` counts what makes everything be posted again: a lost
-    ledger, a resync. `excused` are names parked with a reason. `claimed` is what the tracker says
-    is acknowledged, by name: (status, digest). `settled_within` None judges no progress before the
-    end. `former` are environments of before a rename.
+    `network_seconds` is how far truth and history may be apart. Each of `crashes` excuses one more
+    post of each name that it left in doubt. `reposts` counts what makes everything be posted again:
+    a lost ledger, a resync. `excused` are names parked with a reason. `claimed` is what the tracker
+    says is acknowledged, by name: (status, digest). `settled_within` None judges no progress before
+    the end. `former` are environments of before a rename.
     """
 
     environment: Environment
@@ -86,8 +97,7 @@ class Circumstances:
     recordable: Callable[[str], bool] = lambda _digest: True
     excused: frozenset[str] = frozenset()
     network_seconds: float = 1.0
-    crashes: tuple[float, ...] = ()
-    crash_window_seconds: float = 1.0
+    crashes: tuple[Crash, ...] = ()
     reposts: int = 0
     claimed: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     settled_within: float | None = None
@@ -256,19 +266,21 @@ def _in_flight(posts: Sequence[Post]) -> list[Finding]:
 
 
 def _needless(posts: Sequence[Post], circumstances: Circumstances) -> list[Finding]:
-    """Grant one more post of the name for each open outcome, and for a crash near an answer."""
+    """Grant one more post of the name for each open outcome, answered or cut off by a crash."""
     found: list[Finding] = []
     budget = circumstances.reposts
-    crashes = list(circumstances.crashes)
+    crashes = deque(sorted(circumstances.crashes, key=lambda crash: crash.at))
+    since = float("-inf")
     standing: Post | None = None
     last: Post | None = None
     for post in posts:
+        while crashes and crashes[0].at <= post.exchange.arrived:
+            crash = crashes.popleft()
+            budget += _is_left_open(crash, post.deployment.deployment_name, last, since)
+            since = crash.at
         repeats = last is not None and last.deployment == post.deployment
         if standing is not None and standing.deployment == post.deployment:
-            crash = _crash_between(standing, post, crashes, circumstances)
-            if crash is not None:
-                crashes.remove(crash)
-            elif budget:
+            if budget:
                 budget -= 1
             else:
                 found.append(
@@ -286,19 +298,16 @@ def _needless(posts: Sequence[Post], circumstances: Circumstances) -> list[Findi
     return found
 
 
-def _crash_between(
-    acknowledged: Post, post: Post, crashes: Iterable[float], circumstances: Circumstances
-) -> float | None:
-    answered = acknowledged.exchange.answered or 0.0
-    return next(
-        (
-            crash
-            for crash in crashes
-            if abs(crash - answered) <= circumstances.crash_window_seconds
-            and crash <= post.exchange.arrived
-        ),
-        None,
-    )
+def _is_left_open(crash: Crash, name: str, last: Post | None, since: float) -> bool:
+    """
+    Tell whether a crash left a send of a name open that does not count as open by itself.
+
+    It left before it had an answer, or the answer was not written down; `last` is the last post
+    before the crash, and `since` when the process that crashed may have begun.
+    """
+    if name not in crash.in_doubt:
+        return False
+    return last is None or last.outcome is not Outcome.OPEN or last.exchange.arrived <= since
 
 
 def _last_digest(posts: Sequence[Post]) -> list[Finding]:

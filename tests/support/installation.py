@@ -18,7 +18,8 @@ from typing import Any, Final
 import yaml
 
 from tests.support.apiclient import MERGE, ApiClient
-from tests.support.checker import Circumstances, Environment, check, report
+from tests.support.checker import Circumstances, Crash, Environment, check, report
+from tests.support.claims import under_way
 from tests.support.controlplane import AuditEntry, ControlPlane, object_path
 from tests.support.kubelet import Kubelet, digest_of
 from tests.support.program import ROOT, Program
@@ -99,7 +100,7 @@ class Installation:
     kubeconfig: Path
     user: str
     _audited: int
-    crashes: list[float] = field(default_factory=list)
+    crashes: list[Crash] = field(default_factory=list)
     reposts: int = 0
 
     def environ(self, **more: str) -> dict[str, str]:
@@ -145,11 +146,13 @@ class Installation:
         body = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
         await self.client.call("POST", "/api/v1/namespaces", body)
 
-    async def crash(self, program: Program) -> None:
-        """Kill a program; what GitHub said last it may not have written down."""
-        self.crashes.append(asyncio.get_running_loop().time())
+    async def crash(self, program: Program, ledger: Path | None = None) -> None:
+        """Kill a program; what GitHub said last may not stand in its ledger, if it keeps one."""
         program.kill()
         await program.ended()
+        now = asyncio.get_running_loop().time()
+        in_doubt = frozenset[str]() if ledger is None else under_way(ledger)
+        self.crashes.append(Crash(at=now, in_doubt=in_doubt))
 
     async def create_node(self, name: str) -> Json:
         """Create a node, if it is not there yet, and return it."""

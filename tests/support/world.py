@@ -8,14 +8,16 @@ test is about must be exactly what it did. The tracker is the real program, as a
 """
 
 import asyncio
+import signal
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.support.checker import Circumstances, Environment, check, report
+from tests.support.checker import Circumstances, Crash, Environment, check, report
 from tests.support.churn import RecordedCluster
+from tests.support.claims import under_way
 from tests.support.crashing import Point, crashing_run
 from tests.support.defects import Defect
 from tests.support.program import Program
@@ -94,7 +96,7 @@ def pod(
 @dataclass(kw_only=True)
 class World:
     """
-    Cluster, GitHub and ledger; `crashes` is when a process of it was killed.
+    Cluster, GitHub and ledger; `crashes` are the kills of its processes.
 
     `reposts` is how often everything may be posted again, as after the loss of the ledger.
     """
@@ -102,7 +104,7 @@ class World:
     cluster: RecordedCluster
     github: SimulatedGitHub
     folder: Path
-    crashes: list[float] = field(default_factory=list)
+    crashes: list[Crash] = field(default_factory=list)
     reposts: int = 0
 
     @property
@@ -220,8 +222,13 @@ class World:
     async def killed(self, program: Program) -> None:
         """Kill a program and take note of when that was."""
         program.kill()
-        await program.ended()
-        self.crashes.append(asyncio.get_running_loop().time())
+        await self.died(program)
+
+    async def died(self, program: Program) -> None:
+        """Wait until a program was killed and take note of what that left in doubt."""
+        assert await program.ended() == -signal.SIGKILL
+        now = asyncio.get_running_loop().time()
+        self.crashes.append(Crash(at=now, in_doubt=under_way(self.ledger)))
 
     # What is judged
 
@@ -241,7 +248,6 @@ class World:
         circumstances = Circumstances(
             environment=Environment("acme", "test", "", "simulated"),
             crashes=tuple(self.crashes),
-            crash_window_seconds=10.0,
             reposts=self.reposts,
             claimed=claimed or {},
             network_seconds=network_seconds,
