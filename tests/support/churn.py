@@ -24,6 +24,8 @@ __all__ = ["Churn", "RecordedCluster"]
 
 NAMESPACE: Final = "shop"
 KINDS: Final = ("Deployment", "Deployment", "DaemonSet", "StatefulSet")
+TOPMOST: Final = frozenset(KINDS)
+"""Kinds that give a deployment its name; what is between them and the pods keeps none."""
 MOST_REPLICAS: Final = 3
 VERSIONS: Final = 9
 """How many versions of each image there are: few enough that a rollout often brings back one."""
@@ -32,10 +34,17 @@ Json = dict[str, Any]
 
 
 class RecordedCluster(SimulatedCluster):
-    """A simulated cluster that keeps a truth log of its pods in `log`; made in a running loop."""
+    """
+    A simulated cluster that keeps a truth log of its pods in `log`; made in a running loop.
 
-    def __init__(self, *, token: str | None = None, scope: Scope | None = None) -> None:
+    With `workloads` the truth is that of who may read workloads, too.
+    """
+
+    def __init__(
+        self, *, token: str | None = None, scope: Scope | None = None, workloads: bool = False
+    ) -> None:
         self.log = TruthLog(scope)
+        self._workloads = workloads
         super().__init__(token=token)
 
     def create(self, body: Mapping[str, Any]) -> Json:
@@ -66,11 +75,13 @@ class RecordedCluster(SimulatedCluster):
         propagation: str = "Background",
     ) -> None:
         """Delete an object, and take note of what became of it and of all that hung on it."""
-        before = self.get(plural, namespace, name) if plural == "pods" else None
+        before = self.get(plural, namespace, name)
         super().delete(
             plural, namespace, name, grace_seconds=grace_seconds, propagation=propagation
         )
-        if before is None:
+        if before is not None and before["kind"] in TOPMOST:
+            self._note("DELETED", before)
+        if before is None or before["kind"] != "Pod":
             now = asyncio.get_running_loop().time()
             self.log.snapshot(now, self.objects("pods"))
         elif (left := self.get(plural, namespace, name)) is None:
@@ -79,8 +90,12 @@ class RecordedCluster(SimulatedCluster):
             self._note("MODIFIED", left)
 
     def _note(self, kind: str, body: Mapping[str, Any]) -> None:
+        now = asyncio.get_running_loop().time()
         if body["kind"] == "Pod":
-            self.log.event(asyncio.get_running_loop().time(), kind, body)
+            self.log.event(now, kind, body)
+        elif self._workloads and body["kind"] in TOPMOST:
+            place = f"{body['metadata']['namespace']}/{body['metadata']['name']}"
+            self.log.workload(now, place, there=kind != "DELETED")
 
 
 @dataclass(slots=True)

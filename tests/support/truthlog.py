@@ -40,6 +40,7 @@ class TruthLog:
         self._pods: dict[str, Mapping[str, Any]] = {}
         self._claims: defaultdict[str, dict[str, Claim]] = defaultdict(dict)
         self._names_of: dict[str, tuple[str, ...]] = {}
+        self._there: set[str] = set()
 
     def event(self, at: float, kind: str, pod: Mapping[str, Any]) -> None:
         """Take one watch event: ADDED, MODIFIED or DELETED; bookmarks are not for it."""
@@ -58,6 +59,21 @@ class TruthLog:
         self._pods = listed
         self._look(at, [*gone, *changed])
 
+    def workload(self, at: float, place: str, *, there: bool) -> None:
+        """
+        Take note that a workload is there, or no more; `place` is what its names begin with.
+
+        One that is there keeps the names it had when it has no pods: only who is told of workloads
+        is held to that.
+        """
+        if there:
+            self._there.add(place)
+        else:
+            self._there.discard(place)
+        for name in self.spans:
+            if self._place_of(name) == place:
+                self._judge(at, name, cronjob=False)
+
     def rescope(self, at: float, scope: Scope) -> None:
         """Judge by another template or other namespaces from now on."""
         self._scope = scope
@@ -70,9 +86,7 @@ class TruthLog:
 
     def truth(self, recordable: Callable[[str], bool] = lambda _digest: True) -> Truth:
         """Return what should stand now."""
-        verdicts = {
-            name: verdict_of(claims.values(), recordable) for name, claims in self._claims.items()
-        }
+        verdicts = {name: self._verdict(name, recordable) for name in self._claims}
         return Truth(
             verdicts={name: verdict for name, verdict in verdicts.items() if verdict is not None}
         )
@@ -100,10 +114,23 @@ class TruthLog:
                 self._claims[claim.deployment_name][uid] = claim
                 touched.setdefault(claim.deployment_name, claim.cronjob)
         for name, cronjob in touched.items():
-            verdict = verdict_of(self._claims[name].values())
-            if verdict == self.line(name)[-1].verdict:
-                continue
-            spared = at + self._hold if cronjob and verdict is None else 0.0
-            self.spans.setdefault(name, []).append(
-                Span(start=at, verdict=verdict, spared_until=spared)
-            )
+            self._judge(at, name, cronjob=cronjob)
+
+    def _judge(self, at: float, name: str, *, cronjob: bool) -> None:
+        verdict = self._verdict(name)
+        if verdict == self.line(name)[-1].verdict:
+            return
+        spared = at + self._hold if cronjob and verdict is None else 0.0
+        self.spans.setdefault(name, []).append(Span(start=at, verdict=verdict, spared_until=spared))
+
+    def _verdict(
+        self, name: str, recordable: Callable[[str], bool] = lambda _digest: True
+    ) -> Verdict | None:
+        verdict = verdict_of(self._claims[name].values(), recordable)
+        if verdict is None and name in self.spans and self._place_of(name) in self._there:
+            return Verdict()
+        return verdict
+
+    @staticmethod
+    def _place_of(name: str) -> str:
+        return name.rpartition("/")[0]
