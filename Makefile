@@ -46,7 +46,7 @@ fmt: $(VENV)/.dev ## format the code and mend what can be mended
 run: $(VENV)/.run ## watch the cluster of your kubeconfig (settings from the environment)
 	@$(BIN)/python -m tracker run $(ARGS)
 
-bench: $(VENV)/.dev ## time the main job (a real API server with KUBEBUILDER_ASSETS, else the simulated one)
+bench: $(VENV)/.dev $(if $(findstring --plots,$(ARGS)),$(VENV)/.bench) ## time the main job (a real API server with KUBEBUILDER_ASSETS, else the simulated one; ARGS=-h lists the scenarios)
 	@$(BIN)/python -m bench $(ARGS)
 
 docs: $(VENV)/.dev ## write the generated files anew
@@ -56,6 +56,7 @@ lock: $(VENV)/.python ## resolve the dependencies anew into the locks
 	@$(BIN)/python -m pip install --quiet 'uv>=0.9'
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml -o requirements.lock
 	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header pyproject.toml --group dev -o requirements-dev.lock
+	@$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --group bench -o requirements-bench.lock
 
 clean: ## remove what was set up and what was left behind
 	rm -rf $(VENV) build dist .*_cache .hypothesis .coverage
@@ -83,3 +84,8 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.python
 	@$(call install,requirements-dev.lock)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet --no-deps --no-build-isolation --editable .
 	@touch $@ $(VENV)/.run
+
+$(VENV)/.bench: requirements-bench.lock | $(VENV)/.dev
+	@echo '==> installing what draws plots'
+	@$(call install,requirements-bench.lock)
+	@touch $@

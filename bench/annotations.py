@@ -1,8 +1,4 @@
-"""
-`python -m bench.annotations`: what a pod's annotations cost, hostile ones included.
-
-Times the reading of one pod from decoded JSON, the least of several rounds.
-"""
+"""What a pod's annotations cost, hostile ones included: the least of several rounds."""
 
 import json
 import timeit
@@ -10,13 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Final
 
-from rich.console import Console
-from rich.table import Table
-
+from bench.scenarios import Bench, Figures
 from tests.support.builders import image, raw_pod
 from tracker.annotations import NO_MARKS, PREFIX
 from tracker.pods import Pod, read_pod
 from tracker.records import Record
+
+__all__ = ["reading"]
 
 ROUNDS: Final = 7
 TIMES: Final = 200
@@ -32,19 +28,17 @@ CASES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 
 
-def main() -> None:
-    """Print the table."""
-    table = Table("annotations", "ms a pod", "bytes of the record", title="Reading one pod")
+async def reading(bench: Bench) -> Figures:
+    """Time the reading of one pod from decoded JSON; of this tracker's code, in this process."""
+    if not bench.ours:
+        return {"ms_a_pod": None}
+    figures: Figures = {}
     for title, annotations in CASES.items():
         raw = raw_pod(annotations=annotations)
         took = min(timeit.repeat(partial(read_pod, raw), number=TIMES, repeat=ROUNDS))
         pod = read_pod(raw)
         marks = pod.marks if isinstance(pod, Pod) else NO_MARKS
         record = Record.deployed("shop/web/app", image(), marks)
-        size = len(json.dumps(record.fields()))
-        table.add_row(title, f"{took / TIMES * 1000:.3f}", str(size))
-    Console().print(table)
-
-
-if __name__ == "__main__":
-    main()
+        figures[f"{title}: ms a pod"] = took / TIMES * 1000
+        figures[f"{title}: bytes of the record"] = float(len(json.dumps(record.fields())))
+    return figures

@@ -1,7 +1,7 @@
 """
 What is rolled out while GitHub has a bad spell, on a real API server with its real controllers.
 
-Each spell is short, since what it costs is known after a few requests; `python -m bench.answers`
+Each spell is short, since what it costs is known after a few requests; `make bench ARGS=spells`
 makes them longer and tells the figures. The tracker is the same one all the time.
 """
 

@@ -144,11 +144,13 @@ class ControlPlane:
     etcd, kube-apiserver and (where the assets have it) kube-controller-manager on loopback.
 
     Use it as a context manager. ``url`` is https; ``ca_file`` is what a client must trust;
-    ``token`` belongs to an administrator (group ``system:masters``).
+    ``token`` belongs to an administrator (group ``system:masters``). ``controller_requests`` is how
+    many the controllers may make in a second (None: what kube-controller-manager allows itself).
     """
 
-    def __init__(self, assets: Path) -> None:
+    def __init__(self, assets: Path, *, controller_requests: int | None = None) -> None:
         self._assets = assets
+        self._controller_requests = controller_requests
         self._folder = Path(tempfile.mkdtemp(prefix="control-plane-"))
         self._programs: dict[str, _Program] = {}
         etcd_port, peer_port, api_port, manager_port = _free_ports(4)
@@ -361,6 +363,8 @@ class ControlPlane:
         )
 
     def _start_controller_manager(self) -> None:
+        allowed = self._controller_requests
+        pace = [f"--kube-api-qps={allowed}", f"--kube-api-burst={allowed}"] if allowed else []
         self._start(
             "kube-controller-manager",
             f"--kubeconfig={self.kubeconfig()}",
@@ -369,6 +373,7 @@ class ControlPlane:
             "--bind-address=127.0.0.1",
             f"--secure-port={self._manager_port}",
             f"--cert-dir={self._folder / 'certs-manager'}",
+            *pace,
         )
 
     def _start(self, name: str, *flags: str) -> None:
