@@ -445,11 +445,7 @@ def test_the_network_policy_selects_the_pod_and_lets_through_what_is_needed(
     assert ingress["from"] == [
         {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
     ]
-    out = {
-        (each.get("protocol", "TCP"), each["port"])
-        for rule in spec["egress"]
-        for each in rule["ports"]
-    }
+    out = {(each["protocol"], each["port"]) for rule in spec["egress"] for each in rule["ports"]}
     assert out == {("UDP", 53), ("TCP", 53), ("TCP", 443), ("TCP", 6443)}
 
 

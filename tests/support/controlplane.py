@@ -53,7 +53,10 @@ A client that keeps trying while the API server is away would be given its port 
 the API server could not come back to it.
 """
 
-CONTROLLERS = "deployment,replicaset,statefulset,daemonset,job,cronjob,garbagecollector,namespace"
+CONTROLLERS = (
+    "deployment,replicaset,statefulset,daemonset,job,cronjob,garbagecollector,namespace"
+    ",persistentvolumeclaim-protection-controller"  # or a claim could never be deleted
+)
 
 START_SECONDS = 45.0
 """How long a start may take on a busy machine; an idle one needs three to five seconds."""
