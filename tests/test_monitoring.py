@@ -198,10 +198,9 @@ def test_every_query_of_the_dashboard_can_be_narrowed_to_one_tracker() -> None:
             chosen = {matcher.name: matcher.value for matcher in selector.matchers.matchers}
             assert chosen.get("instance") == "$instance", title
         assert target["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
-    assert {each["name"] for each in dashboard()["templating"]["list"]} == {
-        "datasource",
-        "instance",
-    }
+    variables = {each["name"]: each for each in dashboard()["templating"]["list"]}
+    assert set(variables) == {"datasource", "instance"}
+    assert variables["instance"]["definition"] == f"label_values({PREFIX}build_info, instance)"
 
 
 def test_what_a_legend_shows_is_left_by_its_query() -> None:
