@@ -91,11 +91,7 @@ async def applied(plane: ControlPlane, folder: Path, github: str, token: str) ->
         await asyncio.to_thread(kubectl, plane, "-n", NAMESPACE, *secret)
         yield printed
     finally:
-        await asyncio.to_thread(kubectl, plane, "delete", "-k", str(folder), "--wait=false")
-        # Nobody here takes away what protects a claim that is in use.
-        claim = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims/{NAME}"
-        merge = "application/merge-patch+json"
-        plane.request("PATCH", claim, {"metadata": {"finalizers": None}}, content_type=merge)
+        await asyncio.to_thread(kubectl, plane, "delete", "-k", str(folder), "--timeout=50s")
 
 
 async def pod_of(installation: Installation) -> Json:
