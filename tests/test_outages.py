@@ -283,13 +283,18 @@ async def _pump(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> Non
 # The outages. Each begins when everything is in step and ends with GitHub to be looked at.
 
 
-async def refused(scene: Scene) -> None:
-    """Listen no more, for a while."""
-    scene.begin()
-    await scene.cluster.pause()
-    scene.change()
-    await scene.program.until_said("Request attempt", times=3, within=WITHIN)
-    await scene.heal()
+def away(attempts: int, restarts: int = 0) -> Outage:
+    """Return an outage in which nobody listens, for so many retries and new starts of Kopf."""
+
+    async def outage(scene: Scene) -> None:
+        scene.begin()
+        await scene.cluster.pause()
+        scene.change()
+        await scene.program.until_said("Request attempt", times=attempts, within=WITHIN)
+        await scene.program.until_said("started again", times=restarts, within=WITHIN)
+        await scene.heal()
+
+    return outage
 
 
 def answering(
@@ -464,10 +469,17 @@ def a_line(kind: str) -> RawAnswer:
 
 
 GONE: Final = StreamError(code=410, message="too old resource version")
+QUICK_RETRIES: Final = (
+    "watch.MIN_RETRY_SECONDS=0.05,watch.MAX_RETRY_SECONDS=0.1,watch.AGAIN_SECONDS=0.1,"
+    "cluster.APART_SECONDS=0.05,cluster.MAX_APART_SECONDS=0.1"
+)
 SHORT_PAGES: Final = "cluster.PAGE=2,watch.CHUNK=2"
 
 OUTAGES: Final[Mapping[str, Outage]] = {
-    "refused": refused,
+    "refused": away(2),
+    # As often as in a minute, and in ten: by then Kopf is missed, too, and started again.
+    "refused-for-a-minute": away(9),
+    "refused-for-ten-minutes": away(60, restarts=4),
     "unavailable": answering(Refuse(code=503), hits=5),
     "forbidden": answering(Refuse(code=403), hits=5),
     "gone-in-stream": answering(GONE, match=WATCH, times=1, compact=False),
@@ -506,6 +518,10 @@ OUTAGES: Final[Mapping[str, Outage]] = {
 }
 
 BOUNDS: Final = {
+    "refused-for-a-minute": QUICK_RETRIES,
+    "refused-for-ten-minutes": (
+        f"{QUICK_RETRIES},watch.WATCHLESS_SECONDS=3,watch.LISTLESS_SECONDS=1"
+    ),
     "half-open": "watch.SILENCE_SECONDS=1",
     "slow-list": "watch.REQUEST_SECONDS=2,cluster.LIST_SECONDS=2",
     "told-to-wait": "watch.WATCHLESS_SECONDS=3",
