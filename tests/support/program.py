@@ -219,9 +219,16 @@ class Program:
     # What is done to it
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal, if it is still there."""
-        with suppress(ProcessLookupError):
-            self._started.send_signal(number)
+        """
+        Send a signal, if it is still there.
+
+        Not by way of asyncio, which before Python 3.12.5 asks for the exit code first: that of a
+        process which has just ended is then lost to whoever waits for it, and told as 255
+        (https://github.com/python/cpython/issues/87744).
+        """
+        if self.running:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         """Ask it to stop, as Kubernetes does."""

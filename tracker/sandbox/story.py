@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -289,7 +289,7 @@ class _Program:
 
     async def __aexit__(self, *_: object) -> None:
         if self._process is not None and self._process.returncode is None:
-            self._process.kill()
+            self._send(signal.SIGKILL)
             await self._process.wait()
         await asyncio.gather(*self._readers)
 
@@ -340,8 +340,15 @@ class _Program:
         """Stop it as Kubernetes would; return its exit code."""
         assert self._process is not None  # noqa: S101 - the first step started it
         if self._process.returncode is None:
-            self._process.terminate()
+            self._send(signal.SIGTERM)
         return await self._process.wait()
+
+    def _send(self, number: signal.Signals) -> None:
+        # By way of asyncio the exit code of one that has just ended would be lost, and told as 255
+        # (before Python 3.12.5: https://github.com/python/cpython/issues/87744).
+        assert self._process is not None  # noqa: S101 - the first step started it
+        with suppress(ProcessLookupError):
+            os.kill(self._process.pid, number)
 
     def diagnostics(self) -> str:
         """Return what it said on stderr last."""
