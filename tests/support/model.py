@@ -14,7 +14,8 @@ from typing import Final
 from tests.support.builders import TEMPLATE
 from tests.support.modelworld import BrokenPromiseError, Late, Outcome, World, names_of, promise
 from tracker import drift, entries
-from tracker.answers import Acknowledged, Answer, Failed, Limited, Unauthorized
+from tracker.answers import Acknowledged, Failed, Limited, Unauthorized
+from tracker.batches import Said
 from tracker.drift import Listed
 from tracker.entries import Confirm, Defer, Entry, Forget, Nothing, Send, State, Step, Wait
 from tracker.inventory import Inventory
@@ -50,7 +51,7 @@ class Attempt:
     send: Send
     stage: Stage = Stage.DECIDED
     intended: Entry | None = None
-    answer: Answer | None = None
+    answer: Said | None = None
     ready_at: float = 0.0
     late: Late | None = None
     concluded: Entry | None = None
@@ -320,8 +321,9 @@ class Tracker:
             "the intent is kept before bytes leave",
             kept,
         )
+        attempts = 0 if kept is None else kept.attempts
         attempt.answer, attempt.ready_at, attempt.late = self.world.receive(
-            attempt.send.record, outcome
+            attempt.send.record, outcome.after(attempts)
         )
         attempt.stage = Stage.POSTED
 
@@ -378,7 +380,7 @@ class Tracker:
             self.write_outcome(name)
         return True
 
-    def _pause(self, answer: Answer) -> None:
+    def _pause(self, answer: Said) -> None:
         left = max(self.ledger.pause_until - self.world.now, 0.0)
         match answer:
             case Limited(pause_seconds=seconds) if seconds is not None:

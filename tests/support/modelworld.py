@@ -15,7 +15,16 @@ from enum import Enum
 from typing import Final, NamedTuple, Protocol
 
 from tests.support.builders import EPOCH, digest
-from tracker.answers import Acknowledged, Answer, Failed, Reply, Unconfirmed, classify
+from tracker.answers import (
+    Acknowledged,
+    BatchRefused,
+    BatchUnclear,
+    Failed,
+    Reply,
+    Unconfirmed,
+    classify,
+)
+from tracker.batches import Said
 from tracker.entries import SETTLE_SECONDS, Entry, State
 from tracker.images import Digest, Image, SkipReason
 from tracker.pods import Container, Pod
@@ -59,13 +68,25 @@ class Outcome(Enum):
     UNAUTHORIZED = (401, Effect.NEVER)
     FORBIDDEN = (403, Effect.NEVER)
     INVALID = (422, Effect.NEVER)
+    LEFT_OUT = (207, Effect.NOW)
+    LEFT_OUT_AND_LOST = (207, Effect.NEVER)
+    REFUSED_WITH_OTHERS = (413, Effect.NEVER)
 
     def __init__(self, status: int, effect: Effect, seconds: float = 0.0) -> None:
         self.status = status
         self.effect = effect
         self.seconds = seconds
 
+    def after(self, attempts: int) -> "Outcome":
+        """Return what this is at a record's attempt: batches that fail leave it alone in time."""
+        alone = attempts > MOST_IN_BATCHES and self.status in OF_A_BATCH
+        return Outcome.ACKNOWLEDGED if alone else self
 
+
+OF_A_BATCH: Final = frozenset({207, 413})
+"""Statuses of what is said of a batch: the record's own answer is yet to come."""
+MOST_IN_BATCHES: Final = 3
+"""So often a record goes with others before it stands alone."""
 BEFORE_THE_RECORD: Final = frozenset({-1, 401, 429})
 """Statuses that come before GitHub looks at the record; -1 is a refused connection."""
 
@@ -281,8 +302,8 @@ class World:
 
     # GitHub.
 
-    def receive(self, record: Record, outcome: Outcome) -> tuple[Answer, float, Late | None]:
-        """Take a request; return the answer, when it is there, and what may land later."""
+    def receive(self, record: Record, outcome: Outcome) -> tuple[Said, float, Late | None]:
+        """Take a request; return what is said, when it is there, and what may land later."""
         name = record.deployment_name
         promise(self.now >= self.limited_until, "the limit is respected", name)
         self._check_order(record)
@@ -302,7 +323,7 @@ class World:
             late = Late(record)
             self.late.append(late)
         answer = _answer(record, outcome, status)
-        if status in BEFORE_THE_RECORD or status in {403, 404, 422}:
+        if status in BEFORE_THE_RECORD or status in {403, 404, 413, 422}:
             return answer, self.now, late
         if self._effective.get(name) == record:
             self.extra[name] += 1
@@ -319,14 +340,14 @@ class World:
         self.late.remove(late)
         self.table[late.record.deployment_name] = late.record
 
-    def close(self, record: Record, answer: Answer | None, late: Late | None) -> None:
+    def close(self, record: Record, answer: Said | None, late: Late | None) -> None:
         """Note that the tracker knows how a request ended; None: that it died before it could."""
         name = record.deployment_name
         if late is not None:
             late.deadline = min(late.deadline, self.now + LATE_SECONDS)
         if (
             answer is None
-            or isinstance(answer, Unconfirmed)
+            or isinstance(answer, Unconfirmed | BatchUnclear)
             or (isinstance(answer, Failed) and answer.landed)
         ):
             self.excuses[name] += 1
@@ -440,8 +461,12 @@ def _is_refused(entry: Entry) -> bool:
     return entry.state in {State.NOT_FOUND, State.PARKED}
 
 
-def _answer(record: Record, outcome: Outcome, status: int) -> Answer:
+def _answer(record: Record, outcome: Outcome, status: int) -> Said:
     """Return what the tracker makes of a status, by way of the real classification."""
+    if status == 207:
+        return BatchUnclear(reason="the answer does not tell of it")
+    if status == 413:
+        return BatchRefused(reason="HTTP 413", by_content=True)
     if status == -1:
         return Failed(reason="connection refused", landed=False)
     if status == 0:
