@@ -18,7 +18,7 @@ from tracker.sandbox.outages import Hang, Match
 from tracker.sandbox.script import drops, hangs
 from tracker.sandbox.stage import digest_of
 
-pytestmark = pytest.mark.timeout(150)  # several starts each; they are slow on a busy machine
+pytestmark = pytest.mark.timeout(300)  # several starts each; they are slow on a busy machine
 
 IN_STEP = "in step with the cluster"
 

@@ -11,18 +11,20 @@ import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from tests.support.churn import RecordedCluster
 from tests.support.crashing import Point
+from tests.support.program import Program
 from tests.support.world import World, image_of, made, name_of, pod, states
 from tracker.sandbox.script import delays, hangs, lands_late
 from tracker.sandbox.stage import digest_of
 from tracker.sandbox.truth import Scope
 
-pytestmark = pytest.mark.timeout(150)  # several starts each; they are slow on a busy machine
+pytestmark = pytest.mark.timeout(300)  # several starts each; they are slow on a busy machine
 
 
 @pytest.fixture
@@ -40,6 +42,11 @@ def deployed(workload: str, version: str = "1", namespace: str = "shop") -> tupl
 def gone(workload: str, version: str = "1", namespace: str = "shop") -> tuple[str, str, str]:
     """Return what a post says of a workload that went."""
     return name_of(workload, namespace), "decommissioned", digest_of(image_of(workload, version))
+
+
+def told_twice(program: Program, name: str) -> bool:
+    """Tell whether a program has told of two acknowledgements of a name."""
+    return len(program.about(name)) == 2
 
 
 # Changes while it is down.
@@ -307,6 +314,35 @@ async def test_a_second_process_on_the_same_ledger_ends_with_one_line(world: Wor
     world.judge()
 
 
+async def test_two_copies_by_mistake_end_in_what_runs_and_tell_each_state_twice_at_most(
+    world: World,
+) -> None:
+    """With a ledger each nothing keeps them apart, and each is as right as the other."""
+    world.run("web", "api", "down")
+    async with (
+        world.program(LEDGER_PATH=str(world.folder / "one.db")) as one,
+        world.program(LEDGER_PATH=str(world.folder / "two.db")) as two,
+    ):
+        for program in (one, two):
+            await program.until_said("reconciled")
+        await world.agreed()
+        world.roll_out("web", "1", "2")
+        world.end("down")
+        for program in (one, two):
+            for name in (name_of("web"), name_of("down")):
+                await program.until(partial(told_twice, program, name))
+        await world.agreed()
+        for program in (one, two):
+            assert await program.stopped() == 0
+    told = states(world.github.history)
+    assert set(told) == {
+        *map(deployed, ("web", "api", "down")),
+        deployed("web", "2"),
+        gone("down"),
+    }
+    assert all(told.count(state) <= 2 for state in told)
+
+
 async def test_a_ledger_at_a_place_that_can_not_be_written_ends_it_with_one_line(
     world: World,
 ) -> None:
@@ -341,6 +377,30 @@ async def test_on_a_full_disk_nothing_is_sent_that_was_not_written(world: World)
     assert world.posted == 4
     assert await world.visit() == []
     world.judge()
+
+
+async def test_what_github_lost_is_posted_again_when_it_was_acknowledged_a_day_ago(
+    world: World,
+) -> None:
+    """Nobody can ask GitHub what stands: what it lost by its own fault is found by posting."""
+    world.run("web", "api", "young")
+    await world.visit()
+    world.github.table.wipe()
+    with closing(sqlite3.connect(world.ledger)) as connection, connection:
+        connection.execute(
+            "UPDATE entries SET acknowledged_at = acknowledged_at - 90000"
+            " WHERE deployment_name <> ?",
+            (name_of("young"),),
+        )
+    world.reposts = 1
+    posts = len(world.github.history)
+    # Each pass posts its share; with passes this rare all of them are that.
+    async with world.program(RECONCILE_INTERVAL="12h") as program:
+        await world.told("web")
+        await world.told("api")
+        assert await program.stopped() == 0
+    assert states(world.github.history[posts:]) == sorted([deployed("web"), deployed("api")])
+    world.judge(converged=False)
 
 
 # Other settings.
