@@ -81,7 +81,7 @@ async def app(
         github.apps.register("12", INSTALLATION, public.decode())
         clock = Clock(github)
         tokens = AppToken(
-            app_id="12", installation_id=INSTALLATION, key=key(), transport=transport, wall=clock
+            app_id="12", installation_id=INSTALLATION, read_key=key, transport=transport, wall=clock
         )
         yield github, tokens, GitHub(transport=transport, scope=SCOPE, tokens=tokens), clock
 
@@ -253,6 +253,39 @@ async def test_where_the_clock_is_off_githubs_is_believed(ahead: float) -> None:
         github.apps.revoke()
         assert await ours.send(RECORD) == Acknowledged()
         assert len(github.history) == 6, "its difference is known by now"
+
+
+async def test_a_key_that_was_changed_is_read_again_when_it_is_refused(tmp_path: Path) -> None:
+    """GitHub takes several keys of an App, so that one can be changed without a gap."""
+    path = tmp_path / "key.pem"
+    path.write_text(pem())
+    path.chmod(0o600)
+    async with app() as (github, _, before, clock):
+        transport = before._transport  # noqa: SLF001 - its way to this server
+        tokens = AppToken(
+            app_id="12",
+            installation_id=INSTALLATION,
+            read_key=functools.partial(read_key_file, path),
+            transport=transport,
+            wall=clock,
+        )
+        ours = GitHub(transport=transport, scope=SCOPE, tokens=tokens)
+        assert await ours.send(RECORD) == Acknowledged()
+        new = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        public = new.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        github.apps.register("12", INSTALLATION, public.decode())
+        github.apps.revoke()
+        for content in (pem(), "rubbish", None):
+            if content is None:
+                path.unlink()
+            else:
+                path.write_text(content)
+            asked = len(github.history)
+            assert isinstance(await ours.send(RECORD), Unauthorized)
+            assert len(github.history) - asked <= 2, "the same key is not tried twice"
+        path.write_text(pem(new))
+        assert await ours.send(RECORD) == Acknowledged()
+        assert github.apps.minted == 2
 
 
 async def test_why_there_is_no_token_is_the_answer() -> None:

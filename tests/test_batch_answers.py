@@ -1,6 +1,7 @@
 """What GitHub's replies to the cluster call mean, record by record, and over a real socket."""
 
 import json
+import tracemalloc
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
@@ -116,6 +117,20 @@ def test_a_body_of_more_parts_than_an_answer_has_is_not_read(part: bytes) -> Non
     refused = answer(422, b'{"message":"no","x":[' + b",".join([part] * 100_000) + b"]}")
     assert isinstance(refused, BatchRefused)
     assert refused.reason.startswith("HTTP 422 ")
+
+
+@pytest.mark.parametrize("status", [200, 403, 422])
+def test_megabytes_of_empty_lists_are_not_decoded(status: int) -> None:
+    """Once, they were a second of the loop and a hundred megabytes."""
+    content = b'{"deployment_records":[' + b"[]," * (5 * 2**18) + b"[]]}"
+    tracemalloc.start()
+    try:
+        found = answer(status, content)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert isinstance(found, BatchUnclear | BatchRefused)
+    assert peak < 2**20
 
 
 @given(

@@ -655,6 +655,27 @@ def test_a_credential_in_the_wrong_variable_is_not_shown(variable: str, prefix: 
     assert "looks like a credential" in line
 
 
+@pytest.mark.parametrize(
+    "variable",
+    ["API_TOKEN_FILE", "GH_APP_PRIV_KEY_PATH", "GH_APP_PRIV_KEY", "CA_FILE"],
+)
+@pytest.mark.parametrize(
+    "prefix",
+    ["ghp_", "github_pat_", "-----BEGIN RSA PRIVATE KEY-----\n", "LS0tLS1CRUdJTiBSU0EgUFJJ"],
+)
+def test_a_credential_in_the_place_of_its_file_is_not_shown(variable: str, prefix: str) -> None:
+    """Once, the line told of a file of that name that does not exist."""
+    app = {"GH_APP_ID": "1", "GH_INSTALL_ID": "2"} if variable.startswith("GH_") else {}
+    (line,) = mistakes_of(app | {variable: prefix + TOKEN})
+    assert TOKEN not in line
+    assert "not the path of a file" in line
+
+
+@pytest.mark.parametrize("path", ["/run/secrets/ghe_token", "token", "/a b/ключ"])
+def test_a_file_may_have_any_name(path: str) -> None:
+    assert load({}, {"ORG": "acme", "API_TOKEN_FILE": path}).api_token_file == Path(path)
+
+
 def test_settings_are_frozen_and_refuse_what_they_do_not_know() -> None:
     settings = Settings(org="acme")
     with pytest.raises(ValidationError):
@@ -674,6 +695,9 @@ def test_settings_are_frozen_and_refuse_what_they_do_not_know() -> None:
         pytest.param(
             {"DN_TEMPLATE": "{{containerName}}", "NAMESPACE": "shop"}, [], id="one-namespace"
         ),
+        pytest.param({"GITHUB_RATE": "2", "GITHUB_BURST": "60"}, [], id="just-under-the-rate"),
+        pytest.param({"GITHUB_RATE": "2.7"}, ["GITHUB_RATE"], id="over-the-rate"),
+        pytest.param({"GITHUB_BURST": "25"}, ["GITHUB_RATE"], id="over-it-with-its-burst"),
         pytest.param(
             {"LOGICAL_ENVIRONMENT": "", "API_TOKEN": "", "DN_TEMPLATE": "{{deploymentName}}"},
             ["LOGICAL_ENVIRONMENT", "API_TOKEN", "DN_TEMPLATE"],

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from math import inf
 from typing import TextIO
 from urllib.parse import urlsplit
@@ -593,7 +594,7 @@ def _tokens(settings: Settings, transport: Transport) -> Tokens:
         return AppToken(
             app_id=settings.gh_app_id,
             installation_id=settings.gh_install_id,
-            key=read_key(text) if path is None else read_key_file(path),
+            read_key=partial(read_key, text) if path is None else partial(read_key_file, path),
             transport=transport,
             wall=time.time,
         )

@@ -51,7 +51,7 @@ MAX_ANSWER = 64 * 1024
 EARLY_SECONDS = 300.0
 """So long before its end a token is renewed, or at half of its life when that is shorter."""
 LIFETIME_SECONDS = 3600.0
-"""What an App's token lives when GitHub does not say."""
+"""What an App's token lives: when GitHub does not say, and at most."""
 AGAIN_SECONDS = 60.0
 """How often an early renewal that failed is tried again while the old token lasts."""
 ISSUED_AGO_SECONDS = 60
@@ -166,7 +166,9 @@ class AppToken:
     """
     The tokens of a GitHub App's installation, minted over `transport`.
 
-    `key` is the App's RSA key; `wall()` returns the time in seconds since the epoch.
+    `read_key()` returns the App's RSA key as it is kept now, or raises `ConnectionSettingError`;
+    it is asked at once, and when GitHub refused what was signed. `wall()` returns the time in
+    seconds since the epoch.
     """
 
     def __init__(
@@ -174,13 +176,14 @@ class AppToken:
         *,
         app_id: str,
         installation_id: int,
-        key: RSAPrivateKey,
+        read_key: Callable[[], RSAPrivateKey],
         transport: Transport,
         wall: Callable[[], float],
     ) -> None:
         self._app_id = app_id
         self._path = f"/app/installations/{installation_id}/access_tokens"
-        self._key = key
+        self._read_key = read_key
+        self._key = read_key()
         self._transport = transport
         self._wall = wall
         self._offset = 0.0
@@ -228,13 +231,31 @@ class AppToken:
 
     async def _mint(self) -> _Minted | _NoToken:
         reply = await self._exchange()
-        if isinstance(reply, Reply) and reply.status == HTTPStatus.UNAUTHORIZED:
-            theirs = server_time(reply)
-            if theirs is not None and abs(theirs - self._now()) > SKEW_SECONDS:
-                self._offset = theirs - self._wall()
-                _log.warning("the clock is off; GitHub's is used", seconds=round(-self._offset))
+        for mended in (self._follow_clock, self._follow_key):
+            if not isinstance(reply, Reply) or reply.status != HTTPStatus.UNAUTHORIZED:
+                break
+            if mended(reply):
                 reply = await self._exchange()
         return self._judge(reply) if isinstance(reply, Reply) else reply
+
+    def _follow_clock(self, refusal: Reply) -> bool:
+        """Believe GitHub's clock; tell whether it differs from what was believed before."""
+        theirs = server_time(refusal)
+        if theirs is None or abs(theirs - self._now()) <= SKEW_SECONDS:
+            return False
+        self._offset = theirs - self._wall()
+        _log.warning("the clock is off; GitHub's is used", seconds=round(-self._offset))
+        return True
+
+    def _follow_key(self, _refusal: Reply) -> bool:
+        """Read the key again; tell whether it is another one than before."""
+        try:
+            key = self._read_key()
+        except ConnectionSettingError as error:
+            _log.warning("the App's key can't be read again", reason=str(error))
+            return False
+        before, self._key = self._key, key
+        return key.public_key() != before.public_key()
 
     async def _exchange(self) -> Reply | Failed:
         now = int(self._now())
@@ -275,7 +296,7 @@ class AppToken:
         now, theirs = self._now(), server_time(reply)
         ends = _epoch(body.get("expires_at"))
         lifetime = 0.0 if ends is None else ends - (now if theirs is None else theirs)
-        if lifetime <= 0.0:
+        if not 0.0 < lifetime <= LIFETIME_SECONDS:
             lifetime = LIFETIME_SECONDS
         early = min(EARLY_SECONDS, lifetime / 2)
         return _Minted(

@@ -84,7 +84,13 @@ _SECONDS: Final = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,3})?")
 _SECONDS_OF: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 # A value that looks like a credential is never repeated, whichever setting it was pasted into.
-_CREDENTIAL: Final = re.compile(r"gh[a-z]_|github_pat_|-----BEGIN|eyJ[A-Za-z0-9_-]{8,}\.")
+# The last of them is base64 of a PEM.
+_CREDENTIAL: Final = re.compile(
+    r"gh[a-z]_|github_pat_|-----BEGIN|eyJ[A-Za-z0-9_-]{8,}\.|LS0tLS1CRUdJ"
+)
+POSTS_PER_MINUTE: Final = 180
+"""GitHub: 900 points a minute, of which a POST costs five."""
+
 _KEYS: Final = ("GH_APP_PRIVATE_KEY", "GH_APP_PRIV_KEY_PATH")
 _CREDENTIALS: Final = (
     "api_token",
@@ -187,6 +193,13 @@ def _rule(pair: tuple[str, str]) -> str | None:
 def _app_id(text: str) -> str | None:
     if text and not re.fullmatch(r"[A-Za-z0-9.]{1,64}", text):
         return "not an App ID (digits) or a client ID (like Iv23li…)"
+    return None
+
+
+def _file(path: Path | None) -> str | None:
+    # A secret in the place of its file would be told as the name of a file that is not there.
+    if path is not None and (_CREDENTIAL.match(str(path)) or not str(path).isprintable()):
+        return "not the path of a file; what belongs into one does not belong here"
     return None
 
 
@@ -356,7 +369,7 @@ class Settings(BaseSettings):
         ),
         examples=["github_pat_…"],
     )
-    api_token_file: Path | None = Field(
+    api_token_file: Annotated[Path | None, _checked(_file)] = Field(
         default=None,
         description=(
             "File that holds the token, instead of API_TOKEN; read again when it changes and when "
@@ -386,12 +399,12 @@ class Settings(BaseSettings):
         ),
         examples=["-----BEGIN…"],
     )
-    gh_app_priv_key_path: Path | None = Field(
+    gh_app_priv_key_path: Annotated[Path | None, _checked(_file)] = Field(
         default=None,
         description="File that holds the private key of the App, instead of GH_APP_PRIVATE_KEY.",
         examples=["/var/run/secrets/github-app/key.pem"],
     )
-    ca_file: Path | None = Field(
+    ca_file: Annotated[Path | None, _checked(_file)] = Field(
         default=None,
         description="PEM file of authorities to trust for GitHub, besides the system's.",
         examples=["/etc/ssl/corporate.pem"],
@@ -632,6 +645,11 @@ class Settings(BaseSettings):
                 "DN_TEMPLATE lacks {{namespace}} while several namespaces are watched: whoever "
                 "may create pods in one can take over the records of another; "
                 "add {{namespace}}, or watch one with NAMESPACE"
+            )
+        if self.github_rate * 60 + self.github_burst > POSTS_PER_MINUTE:
+            found.append(
+                f"GITHUB_RATE and GITHUB_BURST permit more than the {POSTS_PER_MINUTE} requests a"
+                " minute that GitHub takes; it will refuse the rest for a time"
             )
         return tuple(found)
 
