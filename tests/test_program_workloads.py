@@ -325,6 +325,37 @@ async def test_what_can_not_be_read_is_held_and_told_and_posted_all_the_same(
     assert told(world, "web") == ["deployed", "decommissioned"]
 
 
+@pytest.mark.parametrize(
+    "wish",
+    [
+        pytest.param({"EXCLUDE_NAMESPACES": "sh*"}, id="namespace"),
+        pytest.param({"IMAGES": "!ghcr.io/acme/*"}, id="image"),
+        pytest.param({"DN_TEMPLATE": "{{deploymentName}}.x"}, id="template"),
+    ],
+)
+async def test_a_cronjob_between_its_runs_goes_when_it_is_newly_left_out(
+    world: World, wish: dict[str, str]
+) -> None:
+    run = controlled_by(put(world, "report-28421910", "Job"))
+    world.cluster.create(
+        pod("report", ownerReferences=run, creationTimestamp="2024-01-15T10:30:00Z")
+    )
+    async with world.program() as program:
+        await world.told("report")
+        world.end("report")
+        world.run("other")
+        await world.told("other")
+        world.end("other")
+        await world.told("other", status="decommissioned")
+        assert told(world, "report") == ["deployed"], "held for the next run"
+        assert await program.stopped() == 0
+    more: dict[str, Any] = dict(wish)
+    async with world.program(**more) as program:
+        await world.told("report", status="decommissioned")
+        assert await program.stopped() == 0
+    assert told(world, "report") == ["deployed", "decommissioned"]
+
+
 # What is said about a deployment.
 
 

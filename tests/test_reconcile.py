@@ -193,6 +193,7 @@ class Scene:
         self.living: set[Workload] = set()
         self.touched: list[tuple[float, str]] = []
         self.kept: set[str] = set()
+        self.unwanted: set[str] = set()
         self.unreadable: frozenset[Workload] = frozenset()
         self.read: list[frozenset[Workload]] = []
         self.on_read: Callable[[], None] = lambda: None
@@ -207,6 +208,7 @@ class Scene:
             spans_namespaces=spans_namespaces,
             read_workloads=self._read_workloads,
             keep=self._keep,
+            unwanted=self.unwanted.__contains__,
         )
 
     def _keep(self, names: Iterable[str]) -> set[str]:
@@ -443,6 +445,14 @@ async def test_a_cronjob_that_runs_without_the_container_holds_it_no_more() -> N
         assert not on.confirmed(["shop/nightly/app"])
         on.living.add(NIGHTLY)
         await asyncio.sleep(CRONJOB_LOOK_SECONDS + 1)
+        assert on.confirmed(["shop/nightly/app"])
+
+
+async def test_a_cronjob_holds_no_name_that_is_wanted_no_more() -> None:
+    async with scene() as on:
+        on.unwanted.add("shop/nightly/app")
+        on.want("shop/nightly/app", NIGHTLY)
+        await asyncio.sleep(DELAY + 0.1)
         assert on.confirmed(["shop/nightly/app"])
 
 

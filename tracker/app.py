@@ -41,7 +41,7 @@ from tracker.metrics import Metrics
 from tracker.pacing import Pace
 from tracker.pods import Rules, Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
-from tracker.records import Record, Scope, Status
+from tracker.records import Record, Scope, Status, render
 from tracker.settings import Settings
 from tracker.transport import Transport, proxy_of
 from tracker.vitals import Vitals
@@ -143,6 +143,7 @@ class Tracker:
             read_workloads=self._lookups.read,
             keep=self._keep,
             alive=self._vitals.expecting("absences"),
+            unwanted=self._is_unwanted,
         )
         self._reconciler = Reconciler(
             pods=cluster,
@@ -436,6 +437,18 @@ class Tracker:
                 kept.add(name)
                 self._kept.add(name, entry.workload)
         return kept
+
+    def _is_unwanted(self, name: str) -> bool:
+        """Tell whether a name would not be recorded today if its workload had pods."""
+        entry = self.ledger.get(name)
+        if entry is None or self._leaves_out(entry):
+            return True
+        return name != render(
+            self.settings.dn_template,
+            namespace=entry.workload.namespace,
+            workload=entry.workload.name,
+            container=entry.container,
+        )
 
     def _leaves_out(self, entry: Entry) -> bool:
         """Tell whether the operator's rules leave out what a name stands for."""

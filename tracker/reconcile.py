@@ -201,8 +201,9 @@ class Absences:
     workloads that have pods that may run, `touch` has a name looked at, `astray` is called when a
     list holds a pod that the watch does not bring. Before absent names are confirmed, their
     workloads are read again (`read_workloads` returns those that could not be), and `keep` returns
-    the names that theirs keep though they have no pods. `alive(seconds)` is called at each turn,
-    with the time by which the next call is due.
+    the names that theirs keep though they have no pods. `unwanted` tells whether a name is one that
+    the operator wants no more: no CronJob holds it. `alive(seconds)` is called at each turn, with
+    the time by which the next call is due.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -220,12 +221,14 @@ class Absences:
         read_workloads: Callable[[Iterable[Workload]], Awaitable[frozenset[Workload]]] = _read_none,
         keep: Callable[[Collection[str]], Collection[str]] = lambda _names: (),
         alive: Callable[[float], None] = _unnoticed,
+        unwanted: Callable[[str], bool] = lambda _name: False,
     ) -> None:
         self._alive = alive
         self._lists = lists
         self._astray = astray
         self._read_workloads = read_workloads
         self._keep = keep
+        self._unwanted = unwanted
         self._sightings = sightings
         self._living = living
         self._touch = touch
@@ -321,6 +324,7 @@ class Absences:
             if wanted.absent
             and wanted.workload.kind == "CronJob"
             and now < wanted.since + self._cronjob
+            and not self._unwanted(name)
         }
         if not held:
             return due
