@@ -2,8 +2,11 @@
 
 import json
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -239,3 +242,170 @@ def test_each_alert_says_what_it_means_and_where_it_is_told_what_to_do() -> None
 def test_the_operator_s_rules_are_in_step_with_the_rule_file() -> None:
     assert PROMETHEUS_RULE.read_text(encoding="utf-8") == prometheus_rule(), f"run: {COMMAND}"
     assert yaml.safe_load(prometheus_rule())["spec"] == yaml.safe_load(ALERTS.read_text())
+
+
+def series(name: str, values: str, **labels: str) -> Json:
+    """Return a series for promtool: a sample a minute, in its own short form."""
+    shown = ",".join(f'{label}="{value}"' for label, value in {"instance": "a", **labels}.items())
+    return {"series": f"{PREFIX}{name}{{{shown}}}", "values": values}
+
+
+RUNS = series("build_info", "1x240", version="0.1.0")
+PENDING = series("names", "5x240", state="pending")
+KNOWN = series("names", "25x240", state="acknowledged")
+
+SCENARIOS: list[tuple[str, list[Json], str, set[str]]] = [
+    ("nobody is there", [], "20m", {"DeploymentTrackerAbsent"}),
+    ("all is well", [RUNS, KNOWN, series("names", "0x240", state="pending")], "3h", set()),
+    (
+        "one waits for half an hour",
+        [RUNS, series("oldest_pending_seconds", "0+60x240")],
+        "30m",
+        {"DeploymentTrackerQueueOld"},
+    ),
+    (
+        "one waits for ten minutes and goes",
+        [RUNS, series("oldest_pending_seconds", "0+60x10 0x240")],
+        "30m",
+        set(),
+    ),
+    (
+        "nothing gets through",
+        [RUNS, PENDING, series("posts_total", "7x240", outcome="acknowledged")],
+        "30m",
+        {"DeploymentTrackerNothingAcknowledged"},
+    ),
+    (
+        "something is always pending, and gets through",
+        [RUNS, PENDING, series("posts_total", "0+1x240", outcome="acknowledged")],
+        "30m",
+        set(),
+    ),
+    (
+        "nothing is acknowledged since nothing changes",
+        [
+            RUNS,
+            series("names", "0x240", state="pending"),
+            series("posts_total", "7x240", outcome="acknowledged"),
+        ],
+        "30m",
+        set(),
+    ),
+    (
+        "most images are not known",
+        [RUNS, KNOWN, series("names", "75x240", state="not_found")],
+        "2h",
+        {"DeploymentTrackerManyNotFound"},
+    ),
+    (
+        "some images are not known",
+        [RUNS, KNOWN, series("names", "5x240", state="not_found")],
+        "2h",
+        set(),
+    ),
+    (
+        "most of a few images are not known",
+        [RUNS, series("names", "5x240", state="not_found")],
+        "2h",
+        set(),
+    ),
+    (
+        "a record is refused",
+        [RUNS, KNOWN, series("names", "1x240", state="parked")],
+        "3h",
+        {"DeploymentTrackerRecordsRefused"},
+    ),
+    (
+        "the token is refused, once a minute",
+        [RUNS, KNOWN, series("posts_total", "0+1x240", outcome="unauthorized")],
+        "20m",
+        {"DeploymentTrackerAuthenticationRefused"},
+    ),
+    (
+        "the token was refused long ago",
+        [RUNS, KNOWN, series("posts_total", "3x240", outcome="unauthorized")],
+        "20m",
+        set(),
+    ),
+    (
+        # promtool's clock begins at 0, so a watch that was granted never has been since then.
+        "no watch was ever granted",
+        [RUNS, series("watch_last_granted_timestamp_seconds", "0x240")],
+        "30m",
+        {"DeploymentTrackerWatchSilent"},
+    ),
+    (
+        "a watch is granted every minute",
+        [RUNS, series("watch_last_granted_timestamp_seconds", "0+60x240")],
+        "3h",
+        set(),
+    ),
+    (
+        "no comparison since the start",
+        [RUNS, series("reconcile_last_success_timestamp_seconds", "0x240")],
+        "1h",
+        {"DeploymentTrackerReconcileOverdue"},
+    ),
+    (
+        "the disk is full",
+        [RUNS, series("ledger_writes_total", "0+1x240", result="failed")],
+        "20m",
+        {"DeploymentTrackerLedgerNotWritable"},
+    ),
+    (
+        "the ledger is written",
+        [RUNS, series("ledger_writes_total", "0+1x240", result="ok")],
+        "20m",
+        set(),
+    ),
+    (
+        "the loop is late",
+        [RUNS, series("loop_lag_seconds", "2x240")],
+        "15m",
+        {"DeploymentTrackerLoopLag"},
+    ),
+]
+
+
+def test_each_alert_fires_when_it_should_and_only_then(tmp_path: Path) -> None:
+    """Prometheus' own tool plays the rules against what the tracker would show."""
+    promtool = shutil.which("promtool")
+    if promtool is None:
+        pytest.skip("promtool is not on PATH")
+    told = {rule["alert"]: rule for rule in rules()}
+    assert {name for *_, firing in SCENARIOS for name in firing} == set(told)
+    # Only whether an alert fires is asked here, so what it says is left out.
+    bare = [{**rule, "annotations": {}, "labels": {}} for rule in rules()]
+    (tmp_path / "rules.yaml").write_text(
+        yaml.safe_dump({"groups": [{"name": "deployment-tracker", "rules": bare}]})
+    )
+    tests = [
+        {
+            "name": name,
+            "interval": "1m",
+            "input_series": given,
+            "alert_rule_test": [
+                {
+                    "eval_time": at,
+                    "alertname": alert,
+                    "exp_alerts": [
+                        {"exp_labels": {} if alert.endswith("Absent") else {"instance": "a"}}
+                    ]
+                    if alert in firing
+                    else [],
+                }
+                for alert in told
+            ],
+        }
+        for name, given, at, firing in SCENARIOS
+    ]
+    played = {"rule_files": ["rules.yaml"], "evaluation_interval": "1m", "tests": tests}
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(played))
+    for command in (
+        ["check", "rules", str(ALERTS)],
+        ["test", "rules", str(tmp_path / "tests.yaml")],
+    ):
+        done = subprocess.run(
+            [promtool, *command], capture_output=True, text=True, check=False, timeout=50
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
