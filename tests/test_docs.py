@@ -16,7 +16,8 @@ from tests.support.generated import (
 )
 from tests.support.hygiene import findings
 from tracker import __version__
-from tracker.settings import FLAG_ONLY, Settings
+from tracker.flags import FLAG_ONLY
+from tracker.settings import Settings
 
 
 def test_the_settings_page_is_in_step() -> None:

@@ -15,7 +15,8 @@ from tests.support.generated import COMMAND, INSTALL, ROOT, install, render
 from tests.support.imagebuild import arguments
 from tracker import __version__
 from tracker.catalog import KINDS
-from tracker.settings import FLAG_ONLY, Settings, load
+from tracker.flags import FLAG_ONLY
+from tracker.settings import Settings, load
 
 MANIFESTS = ROOT / "manifests"
 KUSTOMIZATIONS = ("base", "overlays/development", "overlays/namespaced", "overlays/production")

@@ -14,15 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr, ValidationError
 
+from tracker.flags import FLAG_ONLY, FLAGS, normalise
 from tracker.settings import (
     ALIASES,
-    FLAG_ONLY,
-    FLAGS,
     Settings,
     SettingsError,
     duration_text,
     load,
-    normalise,
 )
 
 TOKEN = "canary-7f3a9c"  # noqa: S105 - the secret that must not turn up anywhere

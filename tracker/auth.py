@@ -25,11 +25,9 @@ from dataclasses import dataclass
 from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import jwt
 import structlog
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from pydantic import SecretStr
 
 from tracker.answers import (
@@ -43,6 +41,9 @@ from tracker.answers import (
 )
 from tracker.errors import ConnectionSettingError
 from tracker.transport import Transport
+
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
 __all__ = ["AppToken", "FixedToken", "TokenFile", "read_key", "read_key_file"]
 
@@ -176,7 +177,7 @@ class AppToken:
         *,
         app_id: str,
         installation_id: int,
-        read_key: Callable[[], RSAPrivateKey],
+        read_key: "Callable[[], RSAPrivateKey]",
         transport: Transport,
         wall: Callable[[], float],
     ) -> None:
@@ -264,6 +265,8 @@ class AppToken:
             "exp": now + EXPIRES_IN_SECONDS,
             "iss": self._app_id,
         }
+        import jwt
+
         signed = SecretStr(jwt.encode(claims, self._key, algorithm="RS256"))
         reply = await self._transport.post(
             self._path, body=b"{}", token=signed, max_answer=MAX_ANSWER
@@ -307,7 +310,7 @@ class AppToken:
         return self._wall() + self._offset
 
 
-def read_key_file(path: Path) -> RSAPrivateKey:
+def read_key_file(path: Path) -> "RSAPrivateKey":
     """Return the key in a file. Raises `ConnectionSettingError`."""
     try:
         with path.open("rb") as file:
@@ -322,12 +325,15 @@ def read_key_file(path: Path) -> RSAPrivateKey:
     return read_key(content.decode("latin-1"), where=f"GH_APP_PRIV_KEY_PATH={path}")
 
 
-def read_key(text: str, *, where: str = "GH_APP_PRIVATE_KEY") -> RSAPrivateKey:
+def read_key(text: str, *, where: str = "GH_APP_PRIVATE_KEY") -> "RSAPrivateKey":
     r"""
     Return a GitHub App's key, given as PEM, as PEM with `\n` for its line ends, or as base64 of it.
 
     Raises `ConnectionSettingError`, which names `where` it came from and never what it was.
     """
+    from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+    from cryptography.hazmat.primitives.serialization import load_pem_private_key
+
     pem = text.strip().replace("\\r", "").replace("\\n", "\n")
     if "-----BEGIN" not in pem:
         try:

@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from tracker import __version__
+from tracker.flags import normalise
 
 __all__ = ["main"]
 
@@ -49,6 +50,9 @@ def run(**flags: str | None) -> None:
     The other settings are environment variables: ORG is required, API_TOKEN is the token.
     Flags may have one dash or two.
     """
+    from tracker.imports import lighten
+
+    lighten()
     from tracker import logs
     from tracker.errors import (
         ConnectionSettingError,
@@ -100,8 +104,6 @@ def version() -> None:
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run the command that the arguments name, `run` when they name none; exit."""
-    from tracker.settings import normalise
-
     arguments = normalise(sys.argv[1:] if argv is None else argv)
     if not arguments or (
         arguments[0].startswith("-") and arguments[0] not in {"-h", "--help", "--version"}

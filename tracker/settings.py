@@ -36,31 +36,21 @@ from pydantic_settings import (
 
 from tracker.annotations import REPOSITORY
 from tracker.base_url import check_base_url, normalise_base_url
+from tracker.flags import FLAG_ONLY, FLAGS
 from tracker.records import check_template
 
 __all__ = [
     "ALIASES",
-    "FLAGS",
     "Settings",
     "SettingsError",
     "duration_text",
     "load",
-    "normalise",
 ]
 
 T = TypeVar("T")
 
-FLAGS: Final = ("kubeconfig", "namespace", "workers", "exclude_namespaces", "metrics_port")
-"""Fields that have a flag: `exclude_namespaces` is `-exclude-namespaces`. Each takes a value."""
-
-FLAG_ONLY: Final = ("kubeconfig",)
-"""Fields without a variable of their own. (`KUBECONFIG` is read where the cluster is opened.)"""
-
 ALIASES: Final = {"GITHUB_ORG": "ORG", "GH_APP_PRIV_KEY": "GH_APP_PRIV_KEY_PATH"}
 """Variables of the Go deployment-tracker that mean one of ours."""
-
-SWITCHES: Final = ("dry-run", "help", "version")
-"""Long flags without a value, which Go's flag package would take with one dash too."""
 
 # GitHub: letters, digits and single hyphens, not at the ends, 39 characters in all
 # (https://docs.github.com/en/enterprise-cloud@latest/admin/identity-and-access-management).
@@ -831,31 +821,3 @@ def duration_text(duration: timedelta) -> str:
         if milliseconds % size == 0 and (milliseconds or unit == "s"):
             return f"{milliseconds // size}{unit}"
     return f"{milliseconds}ms"
-
-
-def normalise(argv: Sequence[str], *, switches: Sequence[str] = SWITCHES) -> list[str]:
-    """
-    Return the arguments with Go's `-namespace x` and `-workers=4` written `--namespace x`, ….
-
-    Only flags that exist are touched: those of `FLAGS`, which take a value, and the `switches`,
-    which don't. Their values, real short options (`-f`, `-h`, also `-fpods.yaml`) and everything
-    after `--` stay as they are.
-    """
-    valued = {name.replace("_", "-") for name in FLAGS}
-    known = valued.union(switches)
-    result: list[str] = []
-    rest = iter(argv)
-    for word in rest:
-        if word == "--":
-            result.append(word)
-            break
-        name, equals, _ = word.lstrip("-").partition("=")
-        dashes = len(word) - len(word.lstrip("-"))
-        if name in known and dashes in {1, 2}:
-            result.append(word if dashes == 2 else f"-{word}")  # noqa: PLR2004 - `--name`
-            if name in valued and not equals:
-                result.extend(value for value in (next(rest, None),) if value is not None)
-        else:
-            result.append(word)
-    result.extend(rest)
-    return result

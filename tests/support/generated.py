@@ -17,8 +17,9 @@ from typing import Final
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from tracker.flags import FLAG_ONLY, FLAGS
 from tracker.metrics import METRICS, Described
-from tracker.settings import ALIASES, FLAG_ONLY, FLAGS, Settings, duration_text
+from tracker.settings import ALIASES, Settings, duration_text
 
 __all__ = [
     "ALERTS",
