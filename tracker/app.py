@@ -17,13 +17,12 @@ from datetime import UTC, datetime
 from functools import partial
 from math import inf
 from typing import TextIO
-from urllib.parse import urlsplit
 
 import structlog
 
 from tracker import __version__
 from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_file
-from tracker.catalog import Catalog, Kept, Presence, keeps
+from tracker.catalog import Catalog, Kept
 from tracker.cluster import Cluster
 from tracker.condition import Condition
 from tracker.delivery import Delivery
@@ -32,16 +31,16 @@ from tracker.entries import Account, Entry, account_of
 from tracker.errors import LedgerError, ListError
 from tracker.github import GitHub, Tokens
 from tracker.health import HealthServer
-from tracker.images import ImageRules
 from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
-from tracker.ledger import Identity, MemoryLedger, SqliteLedger
+from tracker.judging import covers, is_kept, leaves_out
+from tracker.ledger import MemoryLedger, SqliteLedger
 from tracker.logs import Lines
 from tracker.lookups import Lookups
 from tracker.metrics import Metrics
 from tracker.pacing import Pace
-from tracker.pods import Rules, Skipped, read_pod
+from tracker.pods import Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
-from tracker.records import Record, Scope, Status, render
+from tracker.records import Record, Status, render
 from tracker.settings import Settings
 from tracker.transport import Transport, proxy_of
 from tracker.vitals import Vitals
@@ -102,14 +101,7 @@ class Tracker:
             marks_of=self.catalog.marks,
             resolve=self.catalog.resolve,
         )
-        self._rules = Rules(
-            excluded_namespaces=settings.exclude_namespaces,
-            images=ImageRules(
-                include=tuple(glob for glob in settings.images if not glob.startswith("!")),
-                exclude=tuple(glob[1:] for glob in settings.images if glob.startswith("!")),
-                repositories=settings.repositories,
-            ),
-        )
+        self._rules = settings.rules
         self._kept = Kept()
         self._workloads_read_at = -inf
         self._fingerprint = fingerprint
@@ -423,15 +415,11 @@ class Tracker:
         kept: set[str] = set()
         for name in names:
             entry = self.ledger.get(name)
-            if entry is None or self.catalog.presence(entry.workload) is not Presence.THERE:
-                continue
-            if entry.workload in living or self._leaves_out(entry):
-                continue
-            if keeps(
-                self.catalog,
-                entry.workload,
-                entry.container,
-                name,
+            if entry is not None and is_kept(
+                entry,
+                catalog=self.catalog,
+                living=living,
+                rules=self._rules,
                 template=self.settings.dn_template,
             ):
                 kept.add(name)
@@ -441,7 +429,7 @@ class Tracker:
     def _is_unwanted(self, name: str) -> bool:
         """Tell whether a name would not be recorded today if its workload had pods."""
         entry = self.ledger.get(name)
-        if entry is None or self._leaves_out(entry):
+        if entry is None or leaves_out(self._rules, entry):
             return True
         return name != render(
             self.settings.dn_template,
@@ -449,12 +437,6 @@ class Tracker:
             workload=entry.workload.name,
             container=entry.container,
         )
-
-    def _leaves_out(self, entry: Entry) -> bool:
-        """Tell whether the operator's rules leave out what a name stands for."""
-        if self._rules.excludes(entry.workload.namespace):
-            return True
-        return entry.held is not None and self._rules.images.leave_out(entry.held.name)
 
     def _tell_unrecorded(self) -> None:
         """Tell what is not recorded, by reason, when that changed; and each shared name once."""
@@ -518,7 +500,7 @@ class Tracker:
     def _covers(self, entry: Entry) -> bool:
         """Tell whether the pods that are watched are all that can hold a name."""
         watched = self.settings.namespace
-        covered = not watched or entry.workload.namespace == watched
+        covered = covers(entry, watched=watched)
         if not covered and not self._uncovered_told:
             self._uncovered_told = True
             _log.warning(
@@ -553,13 +535,7 @@ async def open_tracker(
             )
         )
         endpoint = await cluster.check_credentials()
-        scope = Scope(
-            org=settings.org,
-            logical_environment=settings.logical_environment,
-            physical_environment=settings.physical_environment,
-            cluster=settings.cluster,
-        )
-        ledger = _ledger(settings, scope, metrics)
+        ledger = _ledger(settings, metrics)
         await stack.enter_async_context(ledger)
         known = await ledger.seen_cluster(endpoint.fingerprint)
         transport = await stack.enter_async_context(
@@ -571,7 +547,7 @@ async def open_tracker(
             )
         )
         tokens = _tokens(settings, transport)
-        github = GitHub(transport=transport, scope=scope, tokens=tokens, meter=metrics)
+        github = GitHub(transport=transport, scope=settings.scope, tokens=tokens, meter=metrics)
         tracker = Tracker(
             settings=settings,
             cluster=cluster,
@@ -616,17 +592,12 @@ def _tokens(settings: Settings, transport: Transport) -> Tokens:
     return FixedToken(settings.api_token)
 
 
-def _ledger(settings: Settings, scope: Scope, metrics: Metrics) -> MemoryLedger | SqliteLedger:
+def _ledger(settings: Settings, metrics: Metrics) -> MemoryLedger | SqliteLedger:
     if settings.ledger_path is None:
         return MemoryLedger()
-    identity = Identity(
-        api_host=urlsplit(settings.base_url).netloc,
-        org=scope.org,
-        logical_environment=scope.logical_environment,
-        physical_environment=scope.physical_environment,
-        cluster=scope.cluster,
+    return SqliteLedger(
+        path=settings.ledger_path, identity=settings.identity, wall=time.time, meter=metrics
     )
-    return SqliteLedger(path=settings.ledger_path, identity=identity, wall=time.time, meter=metrics)
 
 
 def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLedger) -> None:

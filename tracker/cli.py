@@ -7,13 +7,16 @@ are heavy to import are imported by the command that needs them.
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from tracker import __version__
 from tracker.flags import normalise
+
+if TYPE_CHECKING:
+    from tracker.settings import Settings
 
 __all__ = ["main"]
 
@@ -96,6 +99,141 @@ def demo(pods: int, *, keep: bool, seed: int) -> None:
     sys.exit(tell(pods=pods, keep=keep, seed=seed))
 
 
+_EXPLAIN = """
+Why one pod is recorded as it is, or is not.
+
+Shows its owner, the annotations that count, where each image's digest, name and version come from,
+the deployment name, what should stand, and what the ledger holds. Nothing is posted.
+
+\b
+  deployment-tracker explain shop/web-5d8f7c9b4-x2x1z
+  kubectl get pods -A -o yaml | deployment-tracker explain shop/web-5d8f7c9b4-x2x1z -f -
+
+\b
+Exit codes: 0 explained; 1 no such pod, or it could not be read; 2 a setting can't be used.
+"""
+_PLAN = """
+What would be posted or skipped now, and why. Nothing is posted.
+
+From the cluster, or from a file as kubectl prints it: a List, single pods, several documents, YAML
+or JSON. No token is needed. With LEDGER_PATH and ORG names are compared with what GitHub
+acknowledged; without, all that runs is shown as to be deployed. A List is taken for all pods:
+names that are not in it would be decommissioned.
+
+\b
+  deployment-tracker plan
+  deployment-tracker plan -namespace shop --all
+  kubectl get pods -A -o yaml | deployment-tracker plan -f -
+  deployment-tracker plan -f pods.yaml -o json | jq .summary
+
+\b
+Exit codes: 0 planned; 1 the pods could not be read; 2 a setting can't be used.
+"""
+_STATUS = """
+What the ledger holds: how many names GitHub acknowledged, and which not, with reason, age and next
+attempt.
+
+Reads the file of LEDGER_PATH; a tracker may have it meanwhile. Names that stand though their pods
+wait to start are shown when the cluster can be asked.
+
+\b
+  deployment-tracker status
+  deployment-tracker status --state parked --state not_found --offline
+  kubectl exec deploy/deployment-tracker -- deployment-tracker status -o json
+
+\b
+Exit codes: 0 GitHub acknowledged all; 1 something is pending, parked or not found, or the ledger
+can't be read just now; 2 a setting or the ledger can't be used.
+"""
+
+
+def _short_help(text: str) -> str:
+    return text.strip().split("\n", 1)[0]
+
+
+_output = click.option(
+    "--output",
+    "-o",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How the result is written.",
+)
+_file = click.option(
+    "--file", "-f", metavar="PATH", help="Read pods from a file (- for stdin), not the cluster."
+)
+_kubeconfig = click.option("--kubeconfig", metavar="PATH", help="Path to a kubeconfig file.")
+_namespace = click.option(
+    "--namespace", metavar="NAME", help="Namespace that is watched (empty: all)."
+)
+_exclude = click.option(
+    "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
+)
+
+
+@_cli.command(context_settings=_HELP, help=_EXPLAIN, short_help=_short_help(_EXPLAIN))
+@click.argument("pod", metavar="NAMESPACE/POD")
+@_file
+@_output
+@_kubeconfig
+def explain(pod: str, file: str | None, output: str, **flags: str | None) -> None:
+    settings = _load_for_looking(flags)
+    from tracker.commands.explain import explain as explain_pod
+    from tracker.commands.output import Format
+
+    sys.exit(explain_pod(settings, pod=pod, file=file, output=Format(output)))
+
+
+@_cli.command(context_settings=_HELP, help=_PLAN, short_help=_short_help(_PLAN))
+@_file
+@_output
+@click.option("--all", "everything", is_flag=True, help="List what is unchanged, too.")
+@_kubeconfig
+@_namespace
+@_exclude
+def plan(file: str | None, output: str, *, everything: bool, **flags: str | None) -> None:
+    settings = _load_for_looking(flags)
+    from tracker.commands.output import Format
+    from tracker.commands.plan import plan as show_plan
+
+    sys.exit(show_plan(settings, file=file, output=Format(output), everything=everything))
+
+
+@_cli.command(
+    context_settings=_HELP,
+    help=_STATUS,
+    short_help="What the ledger holds, and what GitHub has not acknowledged.",
+)
+@click.option(
+    "--state",
+    "states",
+    multiple=True,
+    type=click.Choice(["acknowledged", "pending", "not_found", "parked"]),
+    help="List names in this state (may be given several times).",
+)
+@click.option("--all", "everything", is_flag=True, help="List what is acknowledged, too.")
+@click.option("--offline", is_flag=True, help="Don't ask the cluster which pods wait to start.")
+@_output
+@_kubeconfig
+@_namespace
+def status(
+    output: str, *, states: Sequence[str], everything: bool, offline: bool, **flags: str | None
+) -> None:
+    settings = _load_for_looking(flags, needs_org=True)
+    from tracker.commands.output import Format
+    from tracker.commands.status import status as show_status
+    from tracker.entries import Account
+
+    code = show_status(
+        settings,
+        output=Format(output),
+        states=[Account(state) for state in states],
+        everything=everything,
+        offline=offline,
+    )
+    sys.exit(code)
+
+
 @_cli.command(context_settings=_HELP)
 def version() -> None:
     """Print the version."""
@@ -111,6 +249,20 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         arguments = [_DEFAULT, *arguments]
     _cli.main(args=arguments, prog_name="deployment-tracker")
     sys.exit(EXIT_FAILURE)  # never reached: click exits
+
+
+def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = False) -> "Settings":
+    """Return the settings of a command that only looks, or tell what can't be used and exit."""
+    from tracker import logs
+    from tracker.commands.view import FIELDS
+    from tracker.settings import SettingsError, load
+
+    try:
+        settings = load(flags, os.environ, only=FIELDS, needs_org=needs_org)
+    except SettingsError as error:
+        _refuse(error.mistakes)
+    logs.configure(level="error", as_json=False)
+    return settings
 
 
 def _refuse(mistakes: Sequence[str], *, code: int = EXIT_CONFIGURATION) -> NoReturn:

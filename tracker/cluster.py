@@ -16,7 +16,7 @@ import json
 import math
 import os
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -206,6 +206,16 @@ class Cluster:
         """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
         return await self._list(_path(PODS, self._namespace), WHOLE, page=PAGE)
 
+    async def each_pod(self) -> AsyncIterator[object]:
+        """
+        Yield all pods that are watched as they are, page by page: consistent, complete at the end.
+
+        Raises `ListError`; what was yielded before is no list then.
+        """
+        async for items in self._pages(_path(PODS, self._namespace), WHOLE, page=PAGE):
+            for raw in items:
+                yield raw
+
     async def fetch_pod(self, namespace: str, name: str) -> object | None:
         """Return one pod as it is, or None when there is none. Raises `ListError`."""
         return await self._fetch(_path(PODS, namespace, name), WHOLE, "Pod")
@@ -253,6 +263,12 @@ class Cluster:
     async def _list(self, path: str, accept: str, *, page: int) -> list[Any]:
         """Return the items of all pages."""
         items: list[Any] = []
+        async for listed in self._pages(path, accept, page=page):
+            items += listed
+        return items
+
+    async def _pages(self, path: str, accept: str, *, page: int) -> AsyncIterator[list[Any]]:
+        """Yield the items of one page after the other."""
         query: dict[str, str] = {"limit": str(page)}
         async with self._turn:
             while True:
@@ -262,11 +278,11 @@ class Cluster:
                 if not isinstance(listed, list):
                     message = f"a list of {_plural(path)} lacks its items"
                     raise ListError(message)
-                items += listed
+                yield listed
                 metadata = found.get("metadata")
                 token = metadata.get("continue") or "" if isinstance(metadata, Mapping) else ""
                 if not token:
-                    return items
+                    return
                 query["continue"] = token
 
     async def _fetch(self, path: str, accept: str, kind: str) -> Mapping[str, Any] | None:

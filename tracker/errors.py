@@ -5,6 +5,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
     ├── CredentialsError        no way to the API server is configured
     ├── ConnectionSettingError  a token, key, proxy or CA for GitHub can't be used
     ├── ListError               a list of pods could not be had
+    ├── PodFileError            a file of pods can't be read
     ├── PortError               the port for metrics and probes can't be listened on
     └── LedgerError             the ledger's file can't be used
         ├── LedgerLockedError   another process has it
@@ -28,6 +29,7 @@ __all__ = [
     "LedgerUnusableError",
     "LedgerWriteError",
     "ListError",
+    "PodFileError",
     "PortError",
     "TrackerError",
 ]
@@ -51,6 +53,10 @@ class ConnectionSettingError(TrackerError):
 
 class ListError(TrackerError):
     """A list could not be had; the text says why."""
+
+
+class PodFileError(TrackerError):
+    """A file that is to hold pods can't be read; the text names it and says why."""
 
 
 class PortError(TrackerError):

@@ -26,10 +26,13 @@ __all__ = [
     "Image",
     "ImageRules",
     "Reference",
+    "Resolution",
     "SkipReason",
+    "Source",
     "parse_image_id",
     "parse_reference",
     "resolve_image",
+    "trace_image",
 ]
 
 Digest = NewType("Digest", str)
@@ -128,6 +131,26 @@ class ImageRules:
         return _matches(names, self.exclude)
 
 
+class Source(StrEnum):
+    """Which of a container's texts told something of its image."""
+
+    SPEC = "spec.image"
+    IMAGE_ID = "status.imageID"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """
+    What a container runs, as `resolve_image` returns it, and how that is known.
+
+    `digest_from` and `name_from` are None where there is no image to tell of.
+    """
+
+    image: Image | SkipReason | None
+    digest_from: Source | None = None
+    name_from: Source | None = None
+
+
 EVERY_IMAGE: Final = ImageRules()
 """Rules that leave nothing out and name no repository."""
 
@@ -166,25 +189,32 @@ def resolve_image(spec_image: str, status_image: str, image_id: str) -> Image | 
     An empty `imageID` means that nothing was started yet: the container is to be looked at
     again, not skipped.
     """
+    return trace_image(spec_image, status_image, image_id).image
+
+
+def trace_image(spec_image: str, status_image: str, image_id: str) -> Resolution:
+    """Return what `resolve_image` does, and which text told what."""
     if not image_id:
-        return None
+        return Resolution(image=None)
     spec = parse_reference(spec_image)
     running = parse_image_id(image_id)
     status = parse_reference(status_image)
     agrees = spec is not None and _same_moment(spec, status, running)
+    digest_from = name_from = Source.IMAGE_ID
     if running is None:
         # A digest written into the spec names the manifest that the runtime's id does not.
         if not agrees or spec is None or spec.digest is None:
-            return SkipReason.NO_DIGEST
-        running = spec
+            return Resolution(image=SkipReason.NO_DIGEST)
+        running, digest_from = spec, Source.SPEC
     name, tag = running.repository, None
     if agrees and spec is not None:
-        name, tag = spec.repository, spec.tag
+        name, tag, name_from = spec.repository, spec.tag, Source.SPEC
     if len(name) > MAX_NAME:
-        return SkipReason.IMAGE_NAME
+        return Resolution(image=SkipReason.IMAGE_NAME)
     version = tag if tag is not None and len(tag) <= MAX_VERSION else None
     assert running.digest is not None  # noqa: S101 - parse_image_id and the branch above hold it
-    return Image(name=name, version=version, digest=running.digest)
+    image = Image(name=name, version=version, digest=running.digest)
+    return Resolution(image=image, digest_from=digest_from, name_from=name_from)
 
 
 def _same_moment(spec: Reference, status: Reference | None, running: Reference | None) -> bool:

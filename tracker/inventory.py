@@ -155,11 +155,7 @@ class Inventory:
 
     def judge(self, name: str, acknowledged: Record | None) -> Judgement:
         """Say what should stand under a name, given what GitHub acknowledged for it last."""
-        claims = [
-            claim
-            for claim in self._claims.get(name, {}).values()
-            if claim.pod.holds and not self._ignores(claim.pod)
-        ]
+        claims = self._holding(name)
         if not claims:
             return Absent()
         displaced = acknowledged is not None and not any(
@@ -178,6 +174,19 @@ class Inventory:
             container=newest.container.name,
             displaced=displaced,
         )
+
+    def pods(self) -> Collection[Pod | Skipped]:
+        """Return the pods that were seen and have not gone."""
+        return self._pods.values()
+
+    def pods_of(self, name: str) -> tuple[Pod, ...]:
+        """Return the pods that declare a name, whether they hold it or not."""
+        return tuple(claim.pod for claim in self._claims.get(name, {}).values())
+
+    def told_by(self, name: str) -> tuple[Pod, Container] | None:
+        """Return the pod and the container that say what runs under a name, None when none can."""
+        newest = _newest(self._holding(name))
+        return None if newest is None else (newest.pod, newest.container)
 
     def living(self) -> frozenset[Workload]:
         """Return the workloads with a pod that may run now or later, whatever it declares."""
@@ -226,6 +235,13 @@ class Inventory:
             if len(claims) > 1 and len({claim.pod.workload for claim in claims.values()}) > 1:
                 found.add(name)
         return frozenset(found)
+
+    def _holding(self, name: str) -> list[_Claim]:
+        return [
+            claim
+            for claim in self._claims.get(name, {}).values()
+            if claim.pod.holds and not self._ignores(claim.pod)
+        ]
 
     def _with_workload(self, pod: Pod, known: Pod | Skipped | None) -> Pod:
         """Return a pod with the workload that its own is part of."""

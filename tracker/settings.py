@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Final, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -37,7 +38,10 @@ from pydantic_settings import (
 from tracker.annotations import REPOSITORY
 from tracker.base_url import check_base_url, normalise_base_url
 from tracker.flags import FLAG_ONLY, FLAGS
-from tracker.records import check_template
+from tracker.images import ImageRules
+from tracker.ledger_schema import Identity
+from tracker.pods import Rules
+from tracker.records import Scope, check_template
 
 __all__ = [
     "ALIASES",
@@ -612,6 +616,39 @@ class Settings(BaseSettings):
             return "file"
         return "token" if self.api_token.get_secret_value() else "none"
 
+    @property
+    def rules(self) -> Rules:
+        """Return what is to be recorded."""
+        return Rules(
+            excluded_namespaces=self.exclude_namespaces,
+            images=ImageRules(
+                include=tuple(glob for glob in self.images if not glob.startswith("!")),
+                exclude=tuple(glob[1:] for glob in self.images if glob.startswith("!")),
+                repositories=self.repositories,
+            ),
+        )
+
+    @property
+    def scope(self) -> Scope:
+        """Return where all records live."""
+        return Scope(
+            org=self.org,
+            logical_environment=self.logical_environment,
+            physical_environment=self.physical_environment,
+            cluster=self.cluster,
+        )
+
+    @property
+    def identity(self) -> Identity:
+        """Return whose records the ledger's entries are about."""
+        return Identity(
+            api_host=urlsplit(self.base_url).netloc,
+            org=self.org,
+            logical_environment=self.logical_environment,
+            physical_environment=self.physical_environment,
+            cluster=self.cluster,
+        )
+
     def hindrances(self) -> tuple[str, ...]:
         """Return why GitHub will refuse everything, one line each."""
         found = []
@@ -644,6 +681,12 @@ class Settings(BaseSettings):
         return tuple(found)
 
 
+class _SettingsOfNobody(Settings):
+    """The settings of a command that says nothing to GitHub: no ORG is needed."""
+
+    org: str = ""
+
+
 class _Given(NamedTuple):
     """One value as it was given, and where."""
 
@@ -655,6 +698,9 @@ def load(
     flags: Mapping[str, str | None],
     environ: Mapping[str, str],
     env_file: Path | None = None,
+    *,
+    only: Collection[str] | None = None,
+    needs_org: bool = True,
 ) -> Settings:
     """
     Return the settings that flags, environment and `env_file` give, or tell all mistakes.
@@ -662,6 +708,10 @@ def load(
     `flags` is keyed by field name (`exclude_namespaces`); None means the flag was not given, while
     an empty one asks for the default, whatever the variable says. `env_file` may be missing; its
     values count only where `environ` has none. Variables that aren't ours are ignored.
+
+    A command that needs few settings names the fields it takes with `only`: mistakes in others are
+    not its business, and they keep their defaults. Without `needs_org` ORG may be left out; it is
+    checked when it is given.
 
     Raises SettingsError with every mistake, and ValueError for a flag that is no setting's.
     """
@@ -676,10 +726,13 @@ def load(
     for name, text in flags.items():
         if text is not None:
             given[name] = _Given(f"-{name.replace('_', '-')}", text)
+    if only is not None:
+        given = {name: each for name, each in given.items() if name in only}
     values = _values(given, mistakes)
     mistakes.extend(_credential_mistakes(values.keys()))
+    kind = Settings if needs_org or "org" in values else _SettingsOfNobody
     try:
-        settings = Settings.model_validate(values)
+        settings = kind.model_validate(values)
     except ValidationError as error:
         mistakes.extend(_lines(error, given))
     else:
