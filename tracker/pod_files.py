@@ -75,6 +75,10 @@ _POD: Final[_Wanted] = {
 }
 
 
+_Found = tuple[object, bool]
+"""What was found, and whether it stood in a list."""
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # either one
     """PyYAML's, but that a time stays the text it is, as in JSON."""
 
@@ -108,8 +112,10 @@ class PodFile:
         try:
             start = self._start()
             found = self._json(start) if start.lstrip()[:1] in {"{", "["} else self._yaml(start)
-            for each in found:
-                if isinstance(each, Mapping) and each.get("kind", "Pod") == "Pod":
+            for each, listed in found:
+                # The API's own lists of pods don't say of each that it is one.
+                default = "Pod" if listed else ""
+                if isinstance(each, Mapping) and each.get("kind", default) == "Pod":
                     yield each
                 else:
                     self.others += 1
@@ -128,16 +134,16 @@ class PodFile:
 
     # JSON: objects one after the other, lists element by element.
 
-    def _json(self, start: str) -> Iterator[object]:
+    def _json(self, start: str) -> Iterator[_Found]:
         text = _Json(start, self.stream, self.name)
         while text.peek():
             yield from self._value(text)
 
-    def _value(self, text: "_Json") -> Iterator[object]:
+    def _value(self, text: "_Json") -> Iterator[_Found]:
         """Yield the next object, or the elements of the next list."""
         if text.peek() == "[":
             self.whole = True
-            yield from text.elements()
+            yield from ((each, True) for each in text.elements())
             return
         if text.peek() != "{":
             text.fail("an object was expected")
@@ -146,7 +152,7 @@ class PodFile:
         for key in text.take_keys():
             if key == "items" and text.peek() == "[":
                 listed = self.whole = True
-                yield from text.elements()
+                yield from ((each, True) for each in text.elements())
             else:
                 found[key] = text.value()
         if listed:
@@ -154,16 +160,16 @@ class PodFile:
         if str(found.get("kind", "")).endswith("List"):
             self.whole = True  # `items: null`
         else:
-            yield found
+            yield found, False
 
     # YAML: documents line by line, lists element by element.
 
-    def _yaml(self, start: str) -> Iterator[object]:
+    def _yaml(self, start: str) -> Iterator[_Found]:
         text = _Yaml(start, self.stream, self.name)
         while text.more():
             yield from self._document(text)
 
-    def _document(self, text: "_Yaml") -> Iterator[object]:
+    def _document(self, text: "_Yaml") -> Iterator[_Found]:
         """Yield the next document, or the elements of the list in it."""
         head: list[str] = []
         listed = False
@@ -171,7 +177,7 @@ class PodFile:
             if not listed and line.rstrip() == "items:":
                 listed = self.whole = True
                 for element in text.elements():
-                    yield text.load(element, _POD)
+                    yield text.load(element, _POD), True
             else:
                 head.append(line)
         if listed:
@@ -184,10 +190,10 @@ class PodFile:
         found = text.load("".join(head), {**_POD, "items": _NEVER_PLAIN})
         if isinstance(found, Mapping) and str(found.get("kind", "")).endswith("List"):
             self.whole = True
-            listed_here = found.get("items")
-            yield from listed_here if isinstance(listed_here, list) else ()
+            elements = found.get("items")
+            yield from ((each, True) for each in (elements if isinstance(elements, list) else ()))
         elif found is not None:
-            yield found
+            yield found, False
 
 
 class _Json:

@@ -280,6 +280,14 @@ def _scalar(value: object) -> str:
 
 @lru_cache(2**16)
 def _text(value: str) -> str:
-    if _PLAIN.fullmatch(value) and value == value.strip() and yaml.safe_load(value) == value:
+    plain = value.isprintable() and value == value.strip() and _PLAIN.fullmatch(value)
+    if plain and yaml.safe_load(value) == value:
         return value
-    return json.dumps(value, ensure_ascii=False)
+    escaped = "".join(_escaped(char) for char in value)
+    return f'"{escaped}"'
+
+
+def _escaped(char: str) -> str:
+    if char in '"\\':
+        return f"\\{char}"
+    return char if char.isprintable() else f"\\U{ord(char):08X}"

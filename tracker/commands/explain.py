@@ -292,7 +292,8 @@ def _show_container(console: Console, view: View, story: _Story, each: _Containe
     image = each.container.image
     traced = each.traced
     if isinstance(image, Image):
-        facts.add("  digest", image.digest, f"from {_TOLD_BY[traced.digest_from]}")
+        # Whole it stands in one of the two lines above, or in the JSON.
+        facts.add("  digest", f"@{short(image.digest)}", f"from {_TOLD_BY[traced.digest_from]}")
         facts.add("  name", image.name, f"from {_TOLD_BY[traced.name_from]}")
         why = "" if image.version else "none: no tag, or spec and status are not of one moment"
         facts.add("  version", image.version or "-", why)
@@ -305,7 +306,7 @@ def _show_container(console: Console, view: View, story: _Story, each: _Containe
         facts.add("  skipped", reason.value, _WHY_SKIPPED[reason], style="yellow")
         facts.write(console)
         return
-    facts.add("  recorded as", each.name, f"by {view.settings.dn_template}")
+    facts.add("  recorded as", each.name, f"by DN_TEMPLATE {view.settings.dn_template}")
     facts.add("  stands", *_judgement(story, each))
     if view.reading is not None:
         facts.add("  ledger", *_ledger(view, each.look.entry if each.look else None))

@@ -47,7 +47,7 @@ _STYLES: Final = {
 _MEANING: Final = {
     Account.ACKNOWLEDGED: "GitHub took what stands",
     Account.PENDING: "on its way, or sent again after a failure",
-    Account.NOT_FOUND: "GitHub knows no artifact of that digest (no attestation yet?)",
+    Account.NOT_FOUND: "GitHub knows no artifact of the digest, or not yet",
     Account.PARKED: "GitHub refused it; asked again when it changes, or later",
 }
 _ORDER: Final = (Account.PARKED, Account.NOT_FOUND, Account.PENDING, Account.ACKNOWLEDGED)
@@ -175,7 +175,7 @@ def _about(settings: Settings, view: View, reading: LedgerReading) -> list[str]:
     """Return what there is to say of the ledger as a whole."""
     standing = sum(_status_of(entry) is Status.DEPLOYED for entry in reading.entries)
     owner = "a tracker has it now" if reading.owned else "no tracker has it now"
-    lines = [f"{standing:6} names stand as deployed", f"Ledger {settings.ledger_path}: {owner}"]
+    lines = [f"{standing:6} stand as deployed", f"Ledger {settings.ledger_path}: {owner}"]
     if reading.pause_until > view.now:
         lines.append(f"Sending is paused for {age(reading.pause_until - view.now)}: GitHub's limit")
     if view.foreign:
