@@ -210,7 +210,6 @@ def test_only_a_list_tells_what_is_not_there(text: str, whole: bool) -> None:  #
         pytest.param("items:\n- kind: Pod\nrubbish\n- kind: Pod\n", id="rubbish in the list"),
         pytest.param("kind: *nowhere\n", id="an alias of nothing"),
         pytest.param("kind: !!python/object:os.system x\n", id="a tag"),
-        pytest.param("a: b\n - c: d\n", id="no YAML"),
         pytest.param("kind: Pod\nmetadata: {creationTimestamp: 2024-99-99T00:00:00Z, x: 0o9: }\n"),
         pytest.param("kind: \x00\n", id="NUL"),
     ],

@@ -107,10 +107,12 @@ the deployment name, what should stand, and what the ledger holds. Nothing is po
 
 \b
   deployment-tracker explain shop/web-5d8f7c9b4-x2x1z
-  kubectl get pods -A -o yaml | deployment-tracker explain shop/web-5d8f7c9b4-x2x1z -f -
+  kubectl get pods -n shop -o yaml |
+    deployment-tracker explain shop/web-5d8f7c9b4-x2x1z -f -
 
 \b
-Exit codes: 0 explained; 1 no such pod, or it could not be read; 2 a setting can't be used.
+Exit codes: 0 explained; 1 no such pod, or it can't be read; 2 a setting is
+wrong.
 """
 _PLAN = """
 What would be posted or skipped now, and why. Nothing is posted.
@@ -127,7 +129,7 @@ names that are not in it would be decommissioned.
   deployment-tracker plan -f pods.yaml -o json | jq .summary
 
 \b
-Exit codes: 0 planned; 1 the pods could not be read; 2 a setting can't be used.
+Exit codes: 0 planned; 1 the pods can't be read; 2 a setting can't be used.
 """
 _STATUS = """
 What the ledger holds: how many names GitHub acknowledged, and which not, with reason, age and next
@@ -142,8 +144,8 @@ wait to start are shown when the cluster can be asked.
   kubectl exec deploy/deployment-tracker -- deployment-tracker status -o json
 
 \b
-Exit codes: 0 GitHub acknowledged all; 1 something is pending, parked or not found, or the ledger
-can't be read just now; 2 a setting or the ledger can't be used.
+Exit codes: 0 GitHub acknowledged all; 1 something is pending, parked or not
+found, or the ledger is busy; 2 a setting or the ledger can't be used.
 """
 
 

@@ -27,6 +27,8 @@ __all__ = [
     "controllers_in",
     "read_pod",
     "read_version",
+    "said_of",
+    "texts_of",
 ]
 
 MIRROR = "kubernetes.io/config.mirror"
@@ -188,9 +190,32 @@ def read_version(value: object) -> int:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_VERSION else 0
 
 
+def texts_of(raw: object) -> Iterator[tuple[str, str, str, str]]:
+    """
+    Yield of each container name, spec.image, status.image and status.imageID ("" for none).
+
+    Their order is that of `Pod.containers`. Takes any JSON.
+    """
+    pod = _mapping(raw)
+    yield from _texts(_mapping(pod.get("spec")), _mapping(pod.get("status")))
+
+
+def said_of(raw: object) -> Marks:
+    """Return what a pod's own annotations say. Takes any JSON."""
+    return read_marks(_mapping(_mapping(_mapping(raw).get("metadata")).get("annotations")))
+
+
 def _containers(
     spec: Mapping[str, object], status: Mapping[str, object], rules: ImageRules
 ) -> Iterator[Container]:
+    for name, *texts in _texts(spec, status):
+        image = resolve_image(*texts)
+        yield Container(name=name, image=rules.apply(image) if isinstance(image, Image) else image)
+
+
+def _texts(
+    spec: Mapping[str, object], status: Mapping[str, object]
+) -> Iterator[tuple[str, str, str, str]]:
     regular = list(_mappings(spec.get("containers")))
     init = list(_mappings(spec.get("initContainers")))
     sidecars = [container for container in init if container.get("restartPolicy") == "Always"]
@@ -205,10 +230,12 @@ def _containers(
         if not name:
             continue
         found = statuses.get(name, {})
-        image = resolve_image(
-            _text(container.get("image")), _text(found.get("image")), _text(found.get("imageID"))
+        yield (
+            name,
+            _text(container.get("image")),
+            _text(found.get("image")),
+            _text(found.get("imageID")),
         )
-        yield Container(name=name, image=rules.apply(image) if isinstance(image, Image) else image)
 
 
 def controllers_in(metadata: Mapping[str, object]) -> tuple[Owner, ...]:

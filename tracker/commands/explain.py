@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tracker.annotations import NO_MARKS, Marks, read_marks
+from tracker.annotations import NO_MARKS, Marks
 from tracker.commands.output import (
     EXIT_CONFIGURATION,
     EXIT_FAILURE,
@@ -37,7 +37,7 @@ from tracker.entries import Entry, account_of
 from tracker.errors import CredentialsError, ListError, PodFileError
 from tracker.images import Image, Resolution, SkipReason, Source, trace_image
 from tracker.inventory import Absent, Deployed, Held
-from tracker.pods import Container, Pod, Skipped, controllers_in
+from tracker.pods import Container, Pod, Skipped, controllers_in, said_of, texts_of
 from tracker.records import render
 from tracker.settings import Settings
 from tracker.workloads import Owner, Workload
@@ -157,14 +157,13 @@ def _story(view: _Watched, raw: Mapping[str, Any]) -> _Story:
         if (each.namespace, each.name) == (view.namespace, view.name)
     )
     workload = found.workload
-    of_pod = read_marks(metadata.get("annotations") or {})
+    of_pod = said_of(raw)
     of_workload = (view.catalog.marks(workload) if workload is not None else None) or NO_MARKS
     containers = []
     if isinstance(found, Pod):
-        texts = _texts(raw)
         containers = [
-            _container_story(view, found, each, texts.get(each.name, ("", "", "")))
-            for each in found.containers
+            _container_story(view, found, each, texts)
+            for each, (_, *texts) in zip(found.containers, texts_of(raw), strict=True)
         ]
     status = raw.get("status")
     phase = status.get("phase", "") if isinstance(status, Mapping) else ""
@@ -180,27 +179,8 @@ def _story(view: _Watched, raw: Mapping[str, Any]) -> _Story:
     )
 
 
-def _texts(raw: Mapping[str, Any]) -> dict[str, tuple[str, str, str]]:
-    """Return spec.image, status.image and status.imageID of each container."""
-    spec, status = raw.get("spec") or {}, raw.get("status") or {}
-    statuses = {
-        each.get("name"): each
-        for key in ("containerStatuses", "initContainerStatuses")
-        for each in status.get(key) or ()
-    }
-    return {
-        each["name"]: (
-            str(each.get("image") or ""),
-            str(statuses.get(each["name"], {}).get("image") or ""),
-            str(statuses.get(each["name"], {}).get("imageID") or ""),
-        )
-        for key in ("containers", "initContainers")
-        for each in spec.get(key) or ()
-    }
-
-
 def _container_story(
-    view: View, pod: Pod, container: Container, texts: tuple[str, str, str]
+    view: View, pod: Pod, container: Container, texts: Sequence[str]
 ) -> _ContainerStory:
     name = render(
         view.settings.dn_template,

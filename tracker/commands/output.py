@@ -159,7 +159,7 @@ def _folded(line: str, width: int) -> list[str]:
     parts = []
     while _length(line) > width:
         part = line[:width] if line.isascii() else (chop_cells(line, width) or [line])[0]
-        cut = max(part.rfind(mark) for mark in " /:,") + 1
+        cut = max(part.rfind(mark) for mark in " /:,-") + 1
         if cut > width // 2:
             part = part[:cut]
         parts.append(part.rstrip(" "))
