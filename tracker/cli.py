@@ -27,7 +27,14 @@ _DEFAULT = "run"
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=_HELP)
+_EPILOG = """
+\b
+Completion of commands and options (bash; or zsh_source, fish_source):
+  eval "$(_DEPLOYMENT_TRACKER_COMPLETE=bash_source deployment-tracker)"
+"""
+
+
+@click.group(context_settings=_HELP, epilog=_EPILOG)
 @click.version_option(__version__, "--version", prog_name="deployment-tracker")
 def _cli() -> None:
     """
@@ -179,6 +186,7 @@ _exclude = click.option(
 @_output
 @_kubeconfig
 def explain(pod: str, file: str | None, output: str, **flags: str | None) -> None:
+    """Tell why a pod is recorded as it is, or is not."""
     settings = _load_for_looking(flags)
     from tracker.commands.explain import explain as explain_pod
     from tracker.commands.output import Format
@@ -194,6 +202,7 @@ def explain(pod: str, file: str | None, output: str, **flags: str | None) -> Non
 @_namespace
 @_exclude
 def plan(file: str | None, output: str, *, everything: bool, **flags: str | None) -> None:
+    """Tell what would be posted or skipped."""
     settings = _load_for_looking(flags)
     from tracker.commands.output import Format
     from tracker.commands.plan import plan as show_plan
@@ -221,6 +230,7 @@ def plan(file: str | None, output: str, *, everything: bool, **flags: str | None
 def status(
     output: str, *, states: Sequence[str], everything: bool, offline: bool, **flags: str | None
 ) -> None:
+    """Tell what the ledger holds."""
     settings = _load_for_looking(flags, needs_org=True)
     from tracker.commands.output import Format
     from tracker.commands.status import status as show_status

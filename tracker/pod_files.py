@@ -15,8 +15,10 @@ to PyYAML, which then is the judge. Both ways end in the same `Pod`; a test hold
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NoReturn, TextIO
+from functools import cache
+from typing import Any, Final, NoReturn, Self, TextIO
 
 import yaml
 
@@ -33,10 +35,14 @@ CHUNK: Final = 2**20
 MAX_SHOWN: Final = 120
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*")
-_PLAIN: Final = re.compile(r"[A-Za-z0-9_./](?:[A-Za-z0-9_./@+=-]|:(?=[^ ]))*")
-_QUOTED: Final = re.compile(r"'([^']*)'|\"([^\"\\]*)\"")
+_SCALAR: Final = re.compile(
+    r"'([^'\n]*)'|\"([^\"\\\n]*)\"|([A-Za-z0-9_./](?:[A-Za-z0-9_./@+=-]|:(?=[^ \n]))*)"
+)
+"""Text in single or double quotes, or in none."""
+_WORDS: Final[Mapping[str, bool | None]] = {"": None, "null": None, "true": True, "false": False}
 _ODD: Final = frozenset(" \t-?:,[]{}#&*!|>'\"%@`<=")
 """How no key begins that is read or skipped here."""
+_BEHIND_KEY: Final = frozenset({"", " ", "\n"})
 _EMPTY: Final[Mapping[str, Callable[[], object]]] = {
     "{}": dict,
     "[]": list,
@@ -87,6 +93,10 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+
+
+_RESOLVERS: Final = _Loader.yaml_implicit_resolvers
+"""Patterns of plain text that is no text, by first character."""
 
 
 class _UnfamiliarError(Exception):
@@ -332,10 +342,9 @@ class _Yaml:
 
     def load(self, text: str, wanted: _Wanted) -> object:
         """Return what a text says: of a pod in the plain style, what is wanted of it."""
-        try:
-            return _Plain(text).read(wanted)
-        except _UnfamiliarError:
-            pass
+        for reading in (_Plain.glued, _Plain.whole):
+            with suppress(_UnfamiliarError):
+                return reading(text).read(wanted)
         try:
             return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
         except (yaml.YAMLError, ValueError) as error:
@@ -394,10 +403,30 @@ class _Plain:
     Raises `_UnfamiliarError` where a wanted part is not as plain as kubectl writes it.
     """
 
-    def __init__(self, text: str) -> None:
-        self._lines = text.split("\n")
-        self._end = len(self._lines)
+    def __init__(self, lines: list[str]) -> None:
+        self._lines = lines
+        self._end = len(lines)
         self._at = 0
+
+    @classmethod
+    def whole(cls, text: str) -> Self:
+        """Return a reading of all lines."""
+        return cls(text.split("\n"))
+
+    @classmethod
+    def glued(cls, text: str) -> Self:
+        """
+        Return one that takes a line and those below it that stand too deep to matter for one.
+
+        Nothing that is wanted stands there as kubectl indents it, and it is most of a pod.
+        """
+        indent = len(text) - len(text.lstrip(" "))
+        lines = _shallow(indent).split(text)
+        for line in lines:
+            # What is glued to a line that says nothing is not that line's.
+            if "\n" in line and _says_nothing(line.partition("\n")[0]):
+                raise _UnfamiliarError
+        return cls(lines)
 
     def read(self, wanted: _Wanted) -> dict[str, object]:
         """Return what is wanted of the mapping, to the last line."""
@@ -414,40 +443,39 @@ class _Plain:
     def _mapping(self, indent: int, wanted: _Wanted) -> dict[str, object]:
         """Read a mapping whose keys stand at this column."""
         found: dict[str, object] = {}
-        margin, deeper = " " * indent, " " * (indent + 1)
-        lines, end = self._lines, self._end
+        margin, within = " " * indent, (" " * (indent + 1), " " * indent + "-")
+        lines, end, at = self._lines, self._end, self._at
         every = _OURS in wanted
-        while self._at < end and (line := lines[self._at]).startswith(margin):
+        while at < end and (line := lines[at]).startswith(margin):
             key, colon, rest = line[indent:].partition(":")
             kind = wanted.get(key, _SKIP)
             if kind is _SKIP:
                 if key[:1] == "-":
                     break  # the next element of the sequence it is in
-                if self._passes_over(line, key):
+                if not key or key[0] in _ODD or "\n" in key:
+                    _check_empty(line)
+                    at += 1
                     continue
                 if every and key.startswith(PREFIX):
                     kind = None
-            if not colon or (rest and rest[0] != " "):
+            if not colon or rest[:1] not in _BEHIND_KEY:
                 raise _UnfamiliarError
-            self._at += 1
+            at += 1
             if kind is _SKIP:
-                self._skip(indent)
-            elif kind is None:
-                found[key] = self._scalar(rest.strip(" "), deeper)
-            else:
-                found[key] = self._nested(rest.strip(" "), indent, kind)
-            if self._at < end and len(lines[self._at]) <= indent:
+                while at < end and (lines[at].startswith(within) or not lines[at]):
+                    at += 1
+                continue
+            self._at = at
+            text = rest.strip(" ")
+            found[key] = (
+                self._scalar(text, within[0]) if kind is None else self._nested(text, indent, kind)
+            )
+            at = self._at
+            if at < end and len(lines[at]) <= indent:
                 self._skip_empty()
+                at = self._at
+        self._at = at
         return found
-
-    def _passes_over(self, line: str, key: str) -> bool:
-        """Tell whether a line says nothing, and go on behind it then."""
-        if key and key[0] not in _ODD:
-            return False
-        if not _says_nothing(line):
-            raise _UnfamiliarError
-        self._at += 1
-        return True
 
     def _nested(self, rest: str, indent: int, kind: object) -> object:
         """Return the mapping or sequence that is the value of a key at this column."""
@@ -482,26 +510,17 @@ class _Plain:
             line = self._lines[self._at]
             if line.startswith(deeper) or (not line and self._at < self._end - 1):
                 raise _UnfamiliarError  # it goes on, or may
-        if match := _QUOTED.fullmatch(text):
-            return match[1] if match[1] is not None else match[2]
-        if text in {"", "null"}:
-            return None
-        if text in {"true", "false"}:
-            return text == "true"
-        if not _PLAIN.fullmatch(text):
-            raise _UnfamiliarError
-        for _, pattern in _Loader.yaml_implicit_resolvers.get(text[0], ()):
-            if pattern.match(text):
-                raise _UnfamiliarError  # a number, or a word like `yes`
-        return text
-
-    def _skip(self, indent: int) -> None:
-        """Pass over the value of a key at this column."""
-        lines, end, at = self._lines, self._end, self._at
-        within = " " * (indent + 1), " " * indent + "-"
-        while at < end and (lines[at].startswith(within) or not lines[at]):
-            at += 1
-        self._at = at
+        if match := _SCALAR.fullmatch(text):
+            if (plain := match[3]) is None:
+                return match[match.lastindex or 0]
+            for _, pattern in _RESOLVERS.get(plain[0], ()):
+                if pattern.match(plain):
+                    break  # a number, or a word like `yes`
+            else:
+                return plain
+        if text in _WORDS:
+            return _WORDS[text]
+        raise _UnfamiliarError
 
     def _skip_empty(self) -> None:
         while self._at < self._end and _says_nothing(self._lines[self._at]):
@@ -512,3 +531,14 @@ def _says_nothing(line: str) -> bool:
     """Tell whether a line is empty or a comment."""
     text = line.lstrip()
     return not text or text.startswith("#")
+
+
+def _check_empty(line: str) -> None:
+    if not _says_nothing(line):
+        raise _UnfamiliarError
+
+
+@cache
+def _shallow(indent: int) -> re.Pattern[str]:
+    """Return what ends a line, but before one that stands deep in a mapping at this column."""
+    return re.compile(rf"\n(?! {{{indent + 5}}}| {{{indent + 4}}}-)")
