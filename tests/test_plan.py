@@ -419,3 +419,21 @@ async def test_help_is_short_and_names_examples_and_exit_codes() -> None:
         assert f"deployment-tracker {command}" in ended.stdout
         assert len(ended.stdout.splitlines()) < 45
         assert max(map(len, ended.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        pytest.param("deployment-tracker pl", {"plan"}, id="a command"),
+        pytest.param("deployment-tracker plan --out", {"--output"}, id="an option"),
+        pytest.param("deployment-tracker plan -o j", {"json"}, id="a choice"),
+    ],
+)
+async def test_a_shell_can_complete(words: str, offered: set[str]) -> None:
+    environ = {
+        "_DEPLOYMENT_TRACKER_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(len(words.split()) - 1),
+    }
+    ended = await run(environ=environ)
+    assert {line.partition(",")[2] for line in ended.stdout.splitlines()} == offered

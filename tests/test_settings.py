@@ -289,6 +289,25 @@ def test_a_mistake_says_what_where_why_and_what_to_do() -> None:
     ]
 
 
+def test_a_command_is_told_of_mistakes_in_its_own_settings_only() -> None:
+    environ = {"WORKERS": "many", "GH_APP_ID": "1", "DN_TEMPLATE": "{{x}}", "NAMESPACE": "shop"}
+    with pytest.raises(SettingsError) as caught:
+        load({}, environ, only={"dn_template", "namespace"}, needs_org=False)
+    (mistake,) = caught.value.mistakes
+    assert mistake.startswith("DN_TEMPLATE=")
+    settings = load({}, environ, only={"namespace"}, needs_org=False)
+    assert (settings.namespace, settings.workers) == ("shop", 2)
+
+
+def test_the_organisation_may_be_left_out_where_it_is_not_needed() -> None:
+    assert load({}, {}, needs_org=False).org == ""
+    assert load({}, {"ORG": "acme"}, needs_org=False).identity.org == "acme"
+    with pytest.raises(SettingsError, match="ORG"):
+        load({}, {"ORG": "a b"}, needs_org=False)
+    with pytest.raises(SettingsError, match="ORG: required"):
+        load({}, {}, only={"org"})
+
+
 def test_only_the_organisation_is_required() -> None:
     with pytest.raises(SettingsError) as caught:
         load({}, {})

@@ -148,7 +148,7 @@ wait to start are shown when the cluster can be asked.
 \b
   deployment-tracker status
   deployment-tracker status --state parked --state not_found --offline
-  kubectl exec deploy/deployment-tracker -- deployment-tracker status -o json
+  kubectl exec deploy/deployment-tracker -- python -m tracker status -o json
 
 \b
 Exit codes: 0 GitHub acknowledged all; 1 something is pending, parked or not
