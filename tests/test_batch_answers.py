@@ -251,7 +251,7 @@ async def test_a_part_of_a_batch_is_refused_with_its_cause() -> None:
         assert isinstance(found, Told)
         kinds = [type(each) for each in found.answers]
         assert kinds == [Acknowledged, NotFound, Acknowledged, Forbidden]
-        assert "no attestation yet" in str(found.answers[1])
+        assert "GitHub knows no artifact" in str(found.answers[1])
         for behaviour, expected in (
             (drops(applied=True), Failed),
             (truncates(), BatchUnclear),

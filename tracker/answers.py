@@ -23,6 +23,7 @@ from enum import StrEnum
 from http import HTTPStatus
 from typing import assert_never
 
+from tracker.advice import ADVICE, Trouble
 from tracker.records import Record
 
 __all__ = [
@@ -55,12 +56,9 @@ MIN_PAUSE_SECONDS = 1.0
 DEFAULT_PAUSE_SECONDS = 60.0
 """GitHub: wait at least a minute when a limit comes without a time."""
 MAX_PAUSE_SECONDS = 3600.0
-NOT_FOUND_HELP = (
-    "no artifact of this digest is known: no attestation yet, or the token may not see its"
-    " repository, or ORG is no organisation, or the digest is that of an index or of one platform;"
-    " asked for again while it runs"
-)
-FORBIDDEN_HELP = 'the token needs "Artifact metadata: write" on the repository of this image'
+NOT_FOUND_HELP = ADVICE[Trouble.HTTP_404].what
+FORBIDDEN_HELP = ADVICE[Trouble.HTTP_403].what
+"""In a record's line a few words; the rest of the advice is told once."""
 
 _TELLING = frozenset({HTTPStatus.OK, HTTPStatus.CREATED, HTTPStatus.MULTI_STATUS})
 _NOT_FOR_BATCHES = frozenset(
@@ -269,7 +267,10 @@ def classify_stop(reply: Reply) -> Unauthorized | Limited | None:
     if status == HTTPStatus.TOO_MANY_REQUESTS or (
         status == HTTPStatus.FORBIDDEN and _tells_limit(reply)
     ):
-        return Limited(reason=_reason(reply), pause_seconds=_pause_seconds(reply.headers))
+        reason = _reason(reply)
+        if status == HTTPStatus.FORBIDDEN and _LIMIT_WORDS.search(reason) is None:
+            reason = f"{reason}, a limit"  # its headers say so, its words do not
+        return Limited(reason=reason, pause_seconds=_pause_seconds(reply.headers))
     if status == HTTPStatus.UNAUTHORIZED:
         return Unauthorized(reason=_reason(reply))
     return None

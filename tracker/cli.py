@@ -8,6 +8,7 @@ are heavy to import are imported by the command that needs them.
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -180,6 +181,33 @@ _exclude = click.option(
 )
 
 
+@_cli.command(context_settings=_HELP)
+@_kubeconfig
+@_namespace
+@_exclude
+@click.option("--env-file", type=click.Path(path_type=Path), help="A .env that kopf run reads.")
+@_output
+def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:
+    """
+    Check what the tracker needs: rights, token, GitHub, clock, ledger.
+
+    Nothing is written anywhere. Exit code 0: all is well or only warned of; 1: a check failed;
+    2: a setting can't be used.
+    """
+    from tracker import logs
+    from tracker.commands import doctor as command
+    from tracker.commands.output import Format
+    from tracker.settings import SettingsError, load, origins
+
+    try:
+        settings = load(flags, os.environ, env_file)
+    except SettingsError as error:
+        _refuse(error.mistakes)
+    logs.configure(level="warning", as_json=settings.log_format == "json")
+    told = origins(settings, flags, os.environ, env_file)
+    sys.exit(command.run(settings, told, environ=os.environ, output=Format(output)))
+
+
 @_cli.command(context_settings=_HELP, help=_EXPLAIN, short_help=_short_help(_EXPLAIN))
 @click.argument("pod", metavar="NAMESPACE/POD")
 @_file
@@ -278,7 +306,10 @@ def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = Fals
 
 
 def _refuse(mistakes: Sequence[str], *, code: int = EXIT_CONFIGURATION) -> NoReturn:
-    """Tell what can't be used, one line each, and exit."""
+    """Tell what can't be used, one line each, and where it is written about; exit."""
+    from tracker.advice import Trouble, see, trouble_of
+
     for mistake in mistakes:
-        click.echo(f"deployment-tracker: {mistake}", err=True)
+        place = see(trouble_of(mistake) or Trouble.SETTINGS)
+        click.echo(f"deployment-tracker: {mistake} ({place})", err=True)
     sys.exit(code)

@@ -64,8 +64,12 @@ METADATA_OF_MANY: Final = (
 )
 METADATA_OF_ONE: Final = METADATA_OF_MANY.replace("MetadataList", "Metadata")
 WHOLE: Final = "application/json"
+JSON: Final = {"Content-Type": WHOLE}
+ACCESS_REVIEWS: Final = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
 PODS: Final = ("/api/v1", "pods")
-PLURALS: Final = frozenset({"pods", *(kind.plural for kind in KINDS.values())})
+PLURALS: Final = frozenset(
+    {"version", "selfsubjectaccessreviews", "pods", *(kind.plural for kind in KINDS.values())}
+)
 
 _log = structlog.get_logger(__name__)
 
@@ -246,6 +250,42 @@ class Cluster:
             message = f"one of {kind.plural} lacks a name"
             raise ListError(message) from error
 
+    async def server_version(self) -> str:
+        """Return the API server's version, like `v1.36.0`. Raises `ListError`."""
+        async with self._turn:
+            status, body = await self._ask("/version", WHOLE, {})
+        if status != HTTPStatus.OK:
+            message = f"the API server refused to tell of its version: {status}"
+            raise ListError(message)
+        try:
+            version = json.loads(body)["gitVersion"]
+        except (ValueError, RecursionError, LookupError, TypeError) as error:
+            message = "what answered for the API server is not one"
+            raise ListError(message) from error
+        return clean_text(str(version))
+
+    async def may(self, verb: str, *, group: str, plural: str) -> bool:
+        """
+        Return whether we may do this with all objects of a kind that are watched.
+
+        It asks with a SelfSubjectAccessReview, which is a POST that stores nothing and which any
+        account may send. Only `doctor`, a person's command, calls this: the tracker itself sends
+        nothing but get, list and watch. Raises `ListError`.
+        """
+        asked = {"verb": verb, "group": group, "resource": plural, "namespace": self._namespace}
+        review = {
+            "apiVersion": "authorization.k8s.io/v1",
+            "kind": "SelfSubjectAccessReview",
+            "spec": {"resourceAttributes": asked},
+        }
+        async with self._turn:
+            status, body = await self._ask(ACCESS_REVIEWS, WHOLE, {}, body=review)
+        if status == HTTPStatus.CREATED:
+            status = HTTPStatus.OK
+        found = _decoded(status, body, "SelfSubjectAccessReview", ACCESS_REVIEWS)
+        told = found.get("status")
+        return isinstance(told, Mapping) and told.get("allowed") is True
+
     async def _pods(self, namespace: str) -> dict[str, Listed]:
         try:
             return {
@@ -293,24 +333,27 @@ class Cluster:
             return None
         return _decoded(status, body, kind, path)
 
-    async def _ask(self, path: str, accept: str, query: Mapping[str, str]) -> tuple[int, bytes]:
-        """Send one GET; return its status and body. Raises `ListError`."""
+    async def _ask(
+        self, path: str, accept: str, query: Mapping[str, str], *, body: object = None
+    ) -> tuple[int, bytes]:
+        """Send one GET, or the one POST of `may`; return status and body. Raises `ListError`."""
         try:
             api = await self._login()
             response = cast(
                 "aiohttp.ClientResponse",
                 await api.call_api(
                     path,
-                    "GET",
+                    "GET" if body is None else "POST",
                     query_params=list(query.items()),
-                    header_params={"Accept": accept},
+                    header_params={"Accept": accept, **({} if body is None else JSON)},
+                    body=body,
                     auth_settings=["BearerToken"],
                     _preload_content=False,
                     _request_timeout=LIST_SECONDS,
                 ),
             )
             async with response:
-                status, body = response.status, await response.read()
+                status, answer = response.status, await response.read()
         except (aiohttp.ClientError, OSError, ConfigException, ValueError) as error:
             # The last two are of the token, which is read again now and then: none, or not one.
             await self._logout()
@@ -321,7 +364,7 @@ class Cluster:
             # A rotated token, a moved server, a token that was not there yet (who sends none is
             # forbidden, not unauthorized): the next list starts from the credentials again.
             await self._logout()
-        return status, body
+        return status, answer
 
     async def _login(self) -> client.ApiClient:
         """Return a client that is let in. Raises `ListError`."""

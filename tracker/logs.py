@@ -5,6 +5,9 @@ stdout carries one line per acknowledged record and one per new reason of failur
 that is an interface (people grep it and parse it). stderr carries everything else, through
 structlog, the logs of libraries included. Much of what is told was chosen by the author of a pod
 or by a server, so whatever is not printable is escaped: a value can't forge a line.
+
+What a diagnostic is about stands in docs/troubleshooting.md: `see` names the place. A record's line
+stays short; why it failed and what to do is told on stderr, once for each trouble.
 """
 
 import json
@@ -16,6 +19,7 @@ from typing import TextIO
 
 import structlog
 
+from tracker.advice import ADVICE, Trouble, see, trouble_of
 from tracker.answers import clean_text
 from tracker.records import Record, Status
 
@@ -23,7 +27,10 @@ __all__ = ["Lines", "configure"]
 
 MAX_ERROR = 512
 """Characters of a failure's reason in a line."""
+_TROUBLED = frozenset({"warning", "error", "exception", "critical"})
 _ACTIONS = {Status.DEPLOYED: "CREATED", Status.DECOMMISSIONED: "DELETED"}
+
+_log = structlog.get_logger(__name__)
 
 
 class Lines:
@@ -38,6 +45,7 @@ class Lines:
         self._stream = stream
         self._now = now
         self._as_json = as_json
+        self._told: set[Trouble] = set()
 
     def acknowledged(self, record: Record) -> None:
         """Tell that GitHub acknowledged a record."""
@@ -50,13 +58,24 @@ class Lines:
         self._write("OK", record, facts)
 
     def failed(self, record: Record, reason: str) -> None:
-        """Tell that a record failed, once for each reason."""
+        """Tell that a record failed, and on stderr what to do, once for each trouble."""
         facts = {
             "name": record.name,
             "deployment_name": record.deployment_name,
             "error": clean_text(reason, MAX_ERROR),
         }
         self._write("FAILED", record, facts)
+        trouble = trouble_of(reason)
+        if trouble is not None and trouble not in self._told:
+            self._told.add(trouble)
+            advice = ADVICE[trouble]
+            _log.warning(
+                advice.what,
+                deployment_name=record.deployment_name,
+                reason=facts["error"],
+                why=advice.why,
+                next=advice.next_step,
+            )
 
     def _write(self, outcome: str, record: Record, facts: dict[str, str]) -> None:
         time = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -87,6 +106,7 @@ def configure(
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _name_the_place,
         _printable,
     ]
     renderer: structlog.typing.Processor
@@ -142,6 +162,18 @@ def _without_inner_traceback(record: logging.LogRecord) -> bool:
     if record.name.startswith("kopf._"):
         record.exc_info = record.exc_text = None
     return True
+
+
+def _name_the_place(
+    _logger: object, method: str, event: MutableMapping[str, object]
+) -> MutableMapping[str, object]:
+    """Add where it is written about, if it is: what is said itself, or its reason."""
+    said = [event.get("event"), *([event.get("reason")] if method in _TROUBLED else [])]
+    found = (trouble_of(text) for text in said if isinstance(text, str))
+    trouble = next((each for each in found if each is not None), None)
+    if trouble is not None:
+        event["see"] = see(trouble)
+    return event
 
 
 def _printable(

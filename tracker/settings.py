@@ -45,10 +45,12 @@ from tracker.records import Scope, check_template
 
 __all__ = [
     "ALIASES",
+    "Origin",
     "Settings",
     "SettingsError",
     "duration_text",
     "load",
+    "origins",
 ]
 
 T = TypeVar("T")
@@ -719,13 +721,7 @@ def load(
         msg = f"no setting has the flag {unknown[0]}"
         raise ValueError(msg)
     mistakes: list[str] = []
-    given: dict[str, _Given] = {}
-    if env_file is not None:
-        given |= _from_variables(_read(env_file, mistakes), f" in {env_file}", mistakes)
-    given |= _from_variables(environ, "", mistakes)
-    for name, text in flags.items():
-        if text is not None:
-            given[name] = _Given(f"-{name.replace('_', '-')}", text)
+    given = _gather(flags, environ, env_file, mistakes)
     if only is not None:
         given = {name: each for name, each in given.items() if name in only}
     values = _values(given, mistakes)
@@ -740,6 +736,74 @@ def load(
             return settings
     # Outside the except block: what pydantic saw must not reach a traceback.
     raise SettingsError(mistakes)
+
+
+class Origin(NamedTuple):
+    """
+    A setting, its value as it may be shown, and where it came from.
+
+    That is `variable ORG`, `flag -namespace`, `ORG in .env` or `default`.
+    """
+
+    name: str
+    value: str
+    where: str
+
+
+def origins(
+    settings: Settings,
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    env_file: Path | None = None,
+) -> tuple[Origin, ...]:
+    """
+    Return each setting, in their order, with where `load` had it from.
+
+    Of a secret only whether it is set is told, and of what looks like one nothing either.
+    """
+    given = _gather(flags, environ, env_file, [])
+    found = []
+    for name in Settings.model_fields:
+        where, text = given.get(name, _Given("", ""))
+        if " in " not in where:
+            where = f"{'flag' if where.startswith('-') else 'variable'} {where}"
+        title = f"-{name}" if name in FLAG_ONLY else name.upper()
+        value = _value_text(getattr(settings, name))
+        found.append(Origin(title, value, where if text else "default"))
+    return tuple(found)
+
+
+def _value_text(value: object) -> str:
+    match value:
+        case SecretStr():
+            return "(set, not shown)" if value.get_secret_value() else ""
+        case timedelta():
+            return duration_text(value)
+        case bool():
+            return str(value).lower()
+        case tuple():
+            parts = ("=".join(part) if isinstance(part, tuple) else str(part) for part in value)
+            text = ",".join(parts)
+        case _:
+            text = "" if value is None else str(value)
+    return "(not shown: it looks like a credential)" if _CREDENTIAL.search(text) else text
+
+
+def _gather(
+    flags: Mapping[str, str | None],
+    environ: Mapping[str, str],
+    env_file: Path | None,
+    mistakes: list[str],
+) -> dict[str, _Given]:
+    """Return what was given, by field name: the flag before the variable before the file."""
+    given: dict[str, _Given] = {}
+    if env_file is not None:
+        given |= _from_variables(_read(env_file, mistakes), f" in {env_file}", mistakes)
+    given |= _from_variables(environ, "", mistakes)
+    for name, text in flags.items():
+        if text is not None:
+            given[name] = _Given(f"-{name.replace('_', '-')}", text)
+    return given
 
 
 def _read(env_file: Path, mistakes: list[str]) -> Mapping[str, str]:

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, Self, assert_never
 
 from aiohttp import web
 
+from tracker.sandbox.access import REVIEWS, check, review
 from tracker.sandbox.api import Api
 from tracker.sandbox.door import Door
 from tracker.sandbox.objects import HISTORY, ObjectStore, encode
@@ -88,7 +89,8 @@ class SimulatedCluster:
 
     ``port`` 0 takes a free one. ``history`` is how many events of a resource a watch can resume
     over; ``bookmark_seconds`` how often a watch that wants bookmarks gets one. ``anonymous`` lets
-    in who sends no token: kubectl sends none over plain http, whatever its kubeconfig says.
+    in who sends no token: kubectl sends none over plain http, whatever its kubeconfig says. What
+    is put into ``forbidden``, like ``("watch", "pods")``, is refused with 403 from then on.
 
     Change it in process with `create`, `replace`, `patch` and `delete`, read it with `get` and
     `objects`. These are trusted: they may set status, uid and creation time. They need no running
@@ -106,6 +108,7 @@ class SimulatedCluster:
     ) -> None:
         self.token = token or secrets.token_hex(16)
         self.requests: list[Request] = []
+        self.forbidden: set[tuple[str, str]] = set()
         self._door = Door(port)
         self._anonymous = anonymous
         self._history = history
@@ -377,6 +380,7 @@ class SimulatedCluster:
             self._authenticate(connection.http)
             if target is None:
                 return await self._answer_path(connection)
+            check(request.verb, target, self.forbidden)
             if request.verb == "watch":
                 return await self._serve_watch(connection, request, target)
             body = await connection.http.content.read()
@@ -398,12 +402,15 @@ class SimulatedCluster:
             raise ApiError(status(HTTPStatus.UNAUTHORIZED, "Unauthorized"))
 
     async def _answer_path(self, connection: Connection) -> web.StreamResponse:
-        """Answer a path that is no resource: discovery, version, health."""
+        """Answer a path that is no stored resource: discovery, version, health, reviews."""
         path = connection.http.path
         if path in HEALTH_PATHS:
             return await connection.send(HTTPStatus.OK, b"ok", "text/plain")
         if path == "/version":
             return await connection.send(HTTPStatus.OK, encode(version()))
+        if path == REVIEWS and connection.http.method == "POST":
+            answer = review(await connection.http.content.read(), self.forbidden)
+            return await connection.send(HTTPStatus.CREATED, encode(answer))
         document = discovery(path, address=f"127.0.0.1:{self._door.port}")
         if document is not None:
             return await connection.send(HTTPStatus.OK, encode(document))
