@@ -185,6 +185,7 @@ _exclude = click.option(
 @_kubeconfig
 @_namespace
 @_exclude
+@click.option("--workers", metavar="N", help="How many workers post.")
 @click.option("--env-file", type=click.Path(path_type=Path), help="A .env that kopf run reads.")
 @_output
 def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:

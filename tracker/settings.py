@@ -742,7 +742,8 @@ class Origin(NamedTuple):
     """
     A setting, its value as it may be shown, and where it came from.
 
-    That is `variable ORG`, `flag -namespace`, `ORG in .env` or `default`.
+    That is `variable` or `flag` (with the name where it is another one, as GITHUB_ORG is for ORG),
+    `ORG in .env`, or `default`.
     """
 
     name: str
@@ -765,11 +766,14 @@ def origins(
     found = []
     for name in Settings.model_fields:
         where, text = given.get(name, _Given("", ""))
-        if " in " not in where:
-            where = f"{'flag' if where.startswith('-') else 'variable'} {where}"
         title = f"-{name}" if name in FLAG_ONLY else name.upper()
-        value = _value_text(getattr(settings, name))
-        found.append(Origin(title, value, where if text else "default"))
+        if not text:
+            where = "default"
+        elif where.startswith("-"):
+            where = "flag"
+        elif " in " not in where:
+            where = "variable" if where == title else f"variable {where}"
+        found.append(Origin(title, _value_text(getattr(settings, name)), where))
     return tuple(found)
 
 

@@ -54,6 +54,9 @@ EXPIRATION: Final = "github-authentication-token-expiration"
 NO_DIGEST: Final = Digest(f"sha256:{'0' * 64}")
 """What is asked for when nothing that runs has a digest: the host and the token answer as well."""
 
+_REMEDY: Final = re.compile(r"(?<=\)): |; | process: ")
+"""What comes before the next step in the text of an error, which the catalogue has as well."""
+
 _T = TypeVar("_T")
 
 
@@ -189,7 +192,7 @@ class _Examination:
             self._endpoint = await self._within(cluster.check_credentials())
             version = await self._within(cluster.server_version())
         except (CredentialsError, ListError) as error:
-            return _fail("api server", str(error), Trouble.API_SERVER)
+            return _error("api server", error, Trouble.API_SERVER)
         except TimeoutError:
             where = "" if self._endpoint is None else f" from {self._endpoint.server}"
             return _fail("api server", f"{self._too_long}{where}", Trouble.API_SERVER)
@@ -225,7 +228,7 @@ class _Examination:
                 allowed = await self._within(cluster.may(verb, group=group, plural=plural))
                 (verbs if allowed else denied).setdefault(plural, []).append(verb)
         except ListError as error:
-            return _fail(check, str(error), Trouble.API_SERVER)
+            return _error(check, error, Trouble.API_SERVER)
         except TimeoutError:
             return _fail(check, self._too_long, Trouble.API_SERVER)
         may, may_not = (
@@ -242,15 +245,15 @@ class _Examination:
         try:
             found = await self._within(cluster.fetch_pods())
         except ListError as error:
-            return _fail("pods", str(error), Trouble.API_SERVER)
+            return _error("pods", error, Trouble.API_SERVER)
         except TimeoutError:
             # They may be many. The tracker takes a minute for each page of them.
             says = f"not all of them came within {self._step_seconds:g} seconds"
-            return Finding(check="pods", result=Result.WARN, says=says, trouble=Trouble.API_SERVER)
+            return _warn("pods", says, Trouble.API_SERVER)
         self._inventory = Inventory(template=self._settings.dn_template)
         for raw in found:
             self._inventory.observe(read_pod(raw, rules=rules))
-        says = f"{len(found)} listed, {len(self._inventory.names())} deployment names"
+        says = f"{len(found)} listed, {_number(len(self._inventory.names()), 'deployment name')}"
         skipped = self._inventory.skipped()
         if skipped:
             reasons = sorted((reason.value, count) for reason, count in skipped.items())
@@ -271,23 +274,18 @@ class _Examination:
         """Check whether the ledger can be used and is this cluster's."""
         path = self._settings.ledger_path
         if path is None:
-            return Finding(
-                check="ledger",
-                result=Result.WARN,
-                says="in memory: LEDGER_PATH is empty",
-                trouble=Trouble.LEDGER_MEMORY,
-            )
+            return _warn("ledger", "in memory: LEDGER_PATH is empty", Trouble.LEDGER_MEMORY)
         try:
             reading = await asyncio.to_thread(read_ledger, path, _identity(self._settings))
         except LedgerError as error:
-            return _fail("ledger", str(error), Trouble.LEDGER_PLACE)
+            return _error("ledger", error, Trouble.LEDGER_PLACE)
         if reading is None:
             return _ok("ledger", f"{path} is not there yet; the tracker makes it")
         self._reading = reading
         return self._judge_ledger(reading)
 
     def _judge_ledger(self, reading: LedgerReading) -> Finding:
-        says = f"{self._settings.ledger_path}: {len(reading.entries)} names"
+        says = f"{self._settings.ledger_path}: {_number(len(reading.entries), 'name')}"
         if reading.owned:
             says += "; a running tracker has it"
         seen = reading.fingerprint
@@ -300,10 +298,8 @@ class _Examination:
             says += "; LEDGER_ADOPT takes it for this cluster's"
         if reading.others:
             count = sum(reading.others.values())
-            says += f"; {count} names of {', '.join(sorted(map(str, reading.others)))}"
-            return Finding(
-                check="ledger", result=Result.WARN, says=says, trouble=Trouble.LEDGER_IDENTITY
-            )
+            says += f"; {_number(count, 'name')} of {', '.join(sorted(map(str, reading.others)))}"
+            return _warn("ledger", says, Trouble.LEDGER_IDENTITY)
         return _ok("ledger", says)
 
     # GitHub.
@@ -325,7 +321,7 @@ class _Examination:
                 )
             )
         except ConnectionSettingError as error:
-            yield _fail("github", str(error), Trouble.CONNECTION)
+            yield _error("github", error, Trouble.CONNECTION)
             for check in ("token", "clock", "access", "org", "digest"):
                 yield _skipped(check, "GitHub can't be asked")
             return
@@ -365,11 +361,12 @@ class _Examination:
         try:
             token = await self._within(_tokens(self._settings, transport).token())
         except ConnectionSettingError as error:
-            return None, _fail("token", str(error), Trouble.TOKEN)
+            return None, _error("token", error, Trouble.TOKEN)
         except TimeoutError:
             token = Failed(reason=f"no token for the App: timeout, {self._too_long}", landed=False)
         if not isinstance(token, SecretStr):
-            return None, _fail("token", token.reason, Trouble.GITHUB_APP)
+            trouble = trouble_of(token.reason) or Trouble.GITHUB_APP
+            return None, _fail("token", token.reason.partition("; ")[0], trouble)
         name, usable = kind_of_token(token)
         says = f"from {where[kind]}: {name}"
         return (
@@ -414,12 +411,7 @@ class _Examination:
         if abs(ahead) <= SKEW_SECONDS:
             return _ok("clock", "in step with GitHub's")
         side = "ahead of" if ahead > 0 else "behind"
-        return Finding(
-            check="clock",
-            result=Result.WARN,
-            says=f"{abs(ahead):.0f} seconds {side} GitHub's",
-            trouble=Trouble.CLOCK,
-        )
+        return _warn("clock", f"{abs(ahead):.0f} seconds {side} GitHub's", Trouble.CLOCK)
 
     def _access(self, reply: Reply) -> Finding:
         """Say whether the token is taken, and until when."""
@@ -435,12 +427,7 @@ class _Examination:
         says = f"{says}. It expires on {until:%Y-%m-%d}"
         if left > EXPIRES_SOON:
             return _ok("access", says)
-        return Finding(
-            check="access",
-            result=Result.WARN,
-            says=f"{says}, in {max(left.days, 0)} days",
-            trouble=Trouble.TOKEN_EXPIRY,
-        )
+        return _warn("access", f"{says}, in {max(left.days, 0)} days", Trouble.TOKEN_EXPIRY)
 
     def _org(self, reply: Reply, digest: Digest) -> Finding:
         org, reason = self._settings.org, _reason(reply)
@@ -460,7 +447,7 @@ class _Examination:
     def _refusal(self, reason: str) -> Finding:
         org, trouble = self._settings.org, trouble_of(reason)
         if trouble is Trouble.HTTP_429:
-            return Finding(check="org", result=Result.WARN, says=reason, trouble=trouble)
+            return _warn("org", reason, trouble)
         if trouble is Trouble.HTTP_403:
             return _fail("org", f"{org}: {reason}", trouble)
         return _skipped("org", f"GitHub answered {reason}")
@@ -474,11 +461,9 @@ class _Examination:
             count = len(json.loads(reply.body)["deployment_records"])
         except (ValueError, RecursionError, LookupError, TypeError):
             return _fail("digest", "the answer can't be read", Trouble.UNEXPECTED_ANSWER)
-        says = f"{digest[:19]}… of {clean_text(name, 80)}: {count} records at GitHub"
+        says = f"{digest[:19]}… of {clean_text(name, 80)}: {_number(count, 'record')} at GitHub"
         if not count and digest in self._acknowledged():
-            return Finding(
-                check="digest", result=Result.WARN, says=says, trouble=Trouble.RECORD_LOST
-            )
+            return _warn("digest", says, Trouble.RECORD_LOST)
         return _ok("digest", says)
 
     def _acknowledged(self) -> frozenset[Digest]:
@@ -555,8 +540,20 @@ def _skipped(check: str, says: str) -> Finding:
     return Finding(check=check, result=Result.SKIPPED, says=says)
 
 
-def _fail(check: str, says: str, otherwise: Trouble) -> Finding:
-    """Return a failure; a message of ours tells what it is about, else it is `otherwise`."""
-    return Finding(
-        check=check, result=Result.FAIL, says=says, trouble=trouble_of(says) or otherwise
-    )
+def _fail(check: str, says: str, trouble: Trouble) -> Finding:
+    return Finding(check=check, result=Result.FAIL, says=says, trouble=trouble)
+
+
+def _warn(check: str, says: str, trouble: Trouble) -> Finding:
+    return Finding(check=check, result=Result.WARN, says=says, trouble=trouble)
+
+
+def _error(check: str, error: Exception, otherwise: Trouble) -> Finding:
+    """Return a failure of an error of ours: what it is about, and its text without the remedy."""
+    text = str(error)
+    says = _REMEDY.split(text, maxsplit=1)[0]
+    return _fail(check, says, trouble_of(text) or otherwise)
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
