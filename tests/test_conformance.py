@@ -39,6 +39,8 @@ class Server:
     namespace: str
     forget: Callable[[], None]
     stranger: Callable[[str | None], ApiClient]
+    reader: Callable[[], ApiClient]
+    """Makes a client that may get and list the pods of the namespace, and not watch them."""
 
     @property
     def pods(self) -> str:
@@ -94,21 +96,54 @@ async def server(request: pytest.FixtureRequest) -> AsyncIterator[Server]:
         def stranger(token: str | None) -> ApiClient:
             return ApiClient(plane.url, token=token, ca_file=plane.ca_file)
 
+        def reader() -> ApiClient:
+            token = plane.service_account_token(namespace, "reader")
+            plane.apply(*rights_to_read_pods(namespace, "reader"))
+            return ApiClient(plane.url, token=token, ca_file=plane.ca_file)
+
         async with ApiClient(plane.url, token=plane.token, ca_file=plane.ca_file) as client:
             await create_namespace(client, namespace)
-            yield Server(client=client, namespace=namespace, forget=forget, stranger=stranger)
+            yield Server(
+                client=client,
+                namespace=namespace,
+                forget=forget,
+                stranger=stranger,
+                reader=reader,
+            )
         return
     async with (
         SimulatedCluster() as cluster,
         ApiClient(cluster.url, token=cluster.token) as client,
     ):
         await create_namespace(client, namespace)
+
+        def simulated_reader() -> ApiClient:
+            cluster.forbidden.add(("watch", "pods"))
+            return ApiClient(cluster.url, token=cluster.token)
+
         yield Server(
             client=client,
             namespace=namespace,
             forget=cluster.compact,
             stranger=lambda token: ApiClient(cluster.url, token=token),
+            reader=simulated_reader,
         )
+
+
+def rights_to_read_pods(namespace: str, account: str) -> list[Json]:
+    """Return a Role to get and list pods, and its binding to a ServiceAccount of the namespace."""
+    metadata = {"name": account, "namespace": namespace}
+    group = "rbac.authorization.k8s.io"
+    rule = {"apiGroups": [""], "resources": ["pods"], "verbs": ["get", "list"]}
+    role = {"apiVersion": f"{group}/v1", "kind": "Role", "metadata": metadata, "rules": [rule]}
+    binding = {
+        "apiVersion": f"{group}/v1",
+        "kind": "RoleBinding",
+        "metadata": metadata,
+        "roleRef": {"apiGroup": group, "kind": "Role", "name": account},
+        "subjects": [{"kind": "ServiceAccount", "name": account, "namespace": namespace}],
+    }
+    return [role, binding]
 
 
 async def create_namespace(client: ApiClient, name: str) -> None:
@@ -1260,3 +1295,70 @@ async def test_an_unknown_path_is_not_found(server: Server, path: str, told: str
     code, body = await server.client.request("GET", path)
     assert code == 404
     assert (body["reason"] if isinstance(body, dict) else None) == told
+
+
+# What one may do.
+
+REVIEWS = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+
+
+def review(verb: str, namespace: str, **spec: object) -> Json:
+    """Return the question whether one may do this with the pods of a namespace."""
+    asked = {"verb": verb, "group": "", "resource": "pods", "namespace": namespace}
+    return {
+        "apiVersion": "authorization.k8s.io/v1",
+        "kind": "SelfSubjectAccessReview",
+        "spec": spec or {"resourceAttributes": asked},
+    }
+
+
+@pytest.mark.parametrize(("verb", "allowed"), [("get", True), ("list", True), ("watch", False)])
+async def test_anyone_may_ask_what_they_may_do(server: Server, verb: str, *, allowed: bool) -> None:
+    async with server.reader() as client:
+        code, answer = await client.request("POST", REVIEWS, review(verb, server.namespace))
+    assert code == 201
+    assert (answer["apiVersion"], answer["kind"]) == (
+        "authorization.k8s.io/v1",
+        "SelfSubjectAccessReview",
+    )
+    assert answer["status"]["allowed"] is allowed
+    assert answer["spec"]["resourceAttributes"]["verb"] == verb
+
+
+async def test_what_one_may_not_do_is_refused_as_was_told(server: Server) -> None:
+    async with server.reader() as client:
+        assert (await client.request("GET", server.pods))[0] == 200
+        with pytest.raises(ApiFailureError) as refused:
+            async with client.watch(server.pods):
+                pass
+    assert refused.value.code == 403
+    told = refused.value.body
+    assert (told["kind"], told["status"], told["reason"]) == ("Status", "Failure", "Forbidden")
+    assert told["details"] == {"kind": "pods"}
+    assert re.fullmatch(
+        r'pods is forbidden: User ".*" cannot watch resource "pods" in API group ""'
+        rf' in the namespace "{server.namespace}"',
+        told["message"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "reason"),
+    [
+        pytest.param(review("get", "x", wrong={}), 422, "Invalid", id="nothing-asked"),
+        pytest.param({"kind": "Pod", "apiVersion": "v1"}, 400, "BadRequest", id="not-a-review"),
+        pytest.param(b"{", 400, "BadRequest", id="not-json"),
+    ],
+)
+async def test_a_review_that_asks_nothing_is_refused(
+    server: Server, body: object, code: int, reason: str
+) -> None:
+    answered, told = await server.client.request("POST", REVIEWS, body)
+    assert (answered, told["reason"]) == (code, reason), told
+
+
+async def test_only_who_is_known_may_ask(server: Server) -> None:
+    for token, code in (("wrong", 401), (None, 403)):
+        async with server.stranger(token) as client:
+            answered, _ = await client.request("POST", REVIEWS, review("get", server.namespace))
+        assert answered == code
