@@ -5,6 +5,7 @@ import difflib
 import io
 import json
 import re
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -128,11 +129,12 @@ def test_other_text_leads_nowhere(text: str) -> None:
 
 
 @pytest.fixture
-def stderr() -> io.StringIO:
+def stderr() -> Iterator[io.StringIO]:
     """Give what diagnostics go to."""
     stream = io.StringIO()
     logs.configure(level="info", as_json=True, libraries=False, stream=stream)
-    return stream
+    yield stream
+    structlog.reset_defaults()
 
 
 def test_a_failure_is_advised_on_once_for_each_trouble(stderr: io.StringIO) -> None:
