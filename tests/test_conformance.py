@@ -1280,6 +1280,10 @@ async def test_health_and_version_are_open_to_all(server: Server, path: str) -> 
     async with server.stranger(None) as client:
         code, _ = await client.request("GET", path)
     assert code == 200
+    # A token that nobody knows is worse than none.
+    async with server.stranger("wrong") as client:
+        code, _ = await client.request("GET", path)
+    assert code == 401
 
 
 @pytest.mark.parametrize(

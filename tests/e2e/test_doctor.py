@@ -58,7 +58,7 @@ async def examined(
         pytest.param([], (), {}, ("fail", "skipped", "skipped"), id="nothing"),
     ],
 )
-async def test_rights_are_told_as_they_are(  # noqa: PLR0913 - columns of a table
+async def test_rights_are_told_as_they_are(
     control_plane: ControlPlane,
     tmp_path: Path,
     rights: list[Json],

@@ -390,16 +390,13 @@ class SimulatedCluster:
         return await connection.send(answer.code, answer.body)
 
     def _authenticate(self, http: web.BaseRequest) -> None:
-        if http.path in OPEN_PATHS:
-            return
         given = http.headers.get("Authorization", "")
-        if not given and self._anonymous:
-            return
-        if not given:
-            message = f'forbidden: User "system:anonymous" cannot {http.method} path "{http.path}"'
-            raise ApiError(status(HTTPStatus.FORBIDDEN, message, details={}))
-        if given != f"Bearer {self.token}":
+        if given and given != f"Bearer {self.token}":
             raise ApiError(status(HTTPStatus.UNAUTHORIZED, "Unauthorized"))
+        if given or self._anonymous or http.path in OPEN_PATHS:
+            return
+        message = f'forbidden: User "system:anonymous" cannot {http.method} path "{http.path}"'
+        raise ApiError(status(HTTPStatus.FORBIDDEN, message, details={}))
 
     async def _answer_path(self, connection: Connection) -> web.StreamResponse:
         """Answer a path that is no stored resource: discovery, version, health, reviews."""
