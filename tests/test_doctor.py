@@ -133,14 +133,24 @@ async def test_nothing_is_written_anywhere(world: World) -> None:
 # The cluster.
 
 
-async def test_a_right_that_is_missing_is_told_by_verb(world: World) -> None:
-    world.cluster.forbidden.add(("watch", "pods"))
+@pytest.mark.parametrize(
+    ("verb", "rest", "unseen"),
+    [
+        pytest.param("watch", "get, list", set(), id="watch"),
+        pytest.param("get", "list, watch", set(), id="get"),
+        pytest.param("list", "get, watch", {"pods", "names", "digest"}, id="list"),
+    ],
+)
+async def test_a_right_that_is_missing_is_told_by_verb(
+    world: World, verb: str, rest: str, unseen: set[str]
+) -> None:
+    world.cluster.forbidden.add((verb, "pods"))
     findings = await examined(world)
     assert bad(findings) == {**IN_MEMORY, "rbac": (Result.FAIL, Trouble.RBAC)}
     assert only(findings, "rbac").says == (
-        "the account may not watch pods in all namespaces; it may get, list pods"
+        f"the account may not {verb} pods in all namespaces; it may {rest} pods"
     )
-    assert skipped(findings) == {"pods", "names", "digest"}
+    assert skipped(findings) == unseen
 
 
 async def test_rights_on_workloads_count_where_they_are_asked_for(world: World) -> None:

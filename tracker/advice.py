@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum, unique
 from typing import Final
 
-__all__ = ["ADVICE", "PAGE", "Advice", "Trouble", "advice_on", "see", "trouble_of"]
+__all__ = ["ADVICE", "PAGE", "Advice", "Trouble", "advice_on", "located", "see", "trouble_of"]
 
 PAGE: Final = "docs/troubleshooting.md"
 
@@ -368,3 +368,8 @@ def trouble_of(text: str) -> Trouble | None:
 def see(trouble: Trouble) -> str:
     """Return where a trouble is written about, as messages name it."""
     return f"{PAGE}#{trouble.value}"
+
+
+def located(mistake: str) -> str:
+    """Return a line about what can't be used with the place where that is written about."""
+    return f"{mistake} ({see(trouble_of(mistake) or Trouble.SETTINGS)})"

@@ -308,9 +308,8 @@ def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = Fals
 
 def _refuse(mistakes: Sequence[str], *, code: int = EXIT_CONFIGURATION) -> NoReturn:
     """Tell what can't be used, one line each, and where it is written about; exit."""
-    from tracker.advice import Trouble, see, trouble_of
+    from tracker.advice import located
 
     for mistake in mistakes:
-        place = see(trouble_of(mistake) or Trouble.SETTINGS)
-        click.echo(f"deployment-tracker: {mistake} ({place})", err=True)
+        click.echo(f"deployment-tracker: {located(mistake)}", err=True)
     sys.exit(code)

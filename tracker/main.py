@@ -27,6 +27,7 @@ import click
 import kopf
 
 from tracker import logs
+from tracker.advice import located
 from tracker.app import Tracker, open_tracker
 from tracker.backoff import delay_after
 from tracker.errors import CredentialsError, TrackerError
@@ -148,7 +149,8 @@ async def _open_for_development() -> AsyncIterator[Tracker]:
 
 def _end_of_kopf_run(error: Exception) -> SystemExit:
     """Tell what can't be used, and return what ends the process."""
-    click.echo(str(error), err=True)
+    for mistake in str(error).splitlines():
+        click.echo(located(mistake), err=True)
     # What Kopf had not begun to await by then is no news to anybody.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     return SystemExit(EXIT_CONFIGURATION)

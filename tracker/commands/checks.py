@@ -134,6 +134,7 @@ class _Examination:
         self._wall = wall
         self._step_seconds = step_seconds
         self._endpoint: Endpoint | None = None
+        self._may_list = False
         self._inventory: Inventory | None = None
         self._reading: LedgerReading | None = None
 
@@ -178,11 +179,11 @@ class _Examination:
             for check in ("rbac", "workloads", "pods", "names"):
                 yield _skipped(check, "the API server did not answer")
             return
-        yield (rights := await self._rights(cluster))
+        yield await self._rights(cluster)
         yield await self._rights_on_workloads(cluster)
-        if rights.result is Result.FAIL:
-            yield _skipped("pods", "pods may not be read")
-            yield _skipped("names", "pods may not be read")
+        if not self._may_list:
+            yield _skipped("pods", "pods may not be listed")
+            yield _skipped("names", "pods may not be listed")
             return
         yield (pods := await self._pods(cluster))
         yield self._names() if pods.result is Result.OK else _skipped("names", "no list of pods")
@@ -226,6 +227,7 @@ class _Examination:
         try:
             for verb, group, plural in asked:
                 allowed = await self._within(cluster.may(verb, group=group, plural=plural))
+                self._may_list |= allowed and (verb, plural) == ("list", "pods")
                 (verbs if allowed else denied).setdefault(plural, []).append(verb)
         except ListError as error:
             return _error(check, error, Trouble.API_SERVER)
