@@ -174,15 +174,10 @@ async def no_kubeconfig(world: World) -> None:
     (world.folder / "kubeconfig").unlink()
 
 
-async def hanging(world: World) -> None:
-    world.cluster.inject(Hang())
-
-
 @pytest.mark.parametrize(
     ("happens", "trouble", "says"),
     [
         pytest.param(away, Trouble.API_SERVER, "the API server can't be asked", id="away"),
-        pytest.param(hanging, Trouble.API_SERVER, "no answer within 0.5 seconds", id="hangs"),
         pytest.param(no_kubeconfig, Trouble.KUBECONFIG, "no credentials for the", id="kubeconfig"),
         pytest.param(
             another_token, Trouble.API_SERVER_401, "the API server refused", id="another-token"
@@ -196,12 +191,25 @@ async def test_without_an_api_server_what_rests_on_it_is_skipped(
     says: str,
 ) -> None:
     await happens(world)
-    findings = await within(0.5 if happens is hanging else 10.0, world, {})
+    findings = await examined(world)
     assert bad(findings) == {**IN_MEMORY, "api server": (Result.FAIL, trouble)}
     assert only(findings, "api server").says.startswith(says)
     assert skipped(findings) == {"rbac", "pods", "names", "digest"}
     # The way to GitHub is examined all the same, with a digest that nothing has.
     assert only(findings, "org").result is Result.OK
+
+
+async def test_an_api_server_that_hangs_holds_nobody_up(world: World) -> None:
+    world.cluster.inject(Hang())
+    # So short that it is over soon; what else takes longer on a busy machine is not asked about.
+    findings = await within(0.5, world, {})
+    assert only(findings, "api server") == Finding(
+        check="api server",
+        result=Result.FAIL,
+        says=f"no answer within 0.5 seconds from {world.cluster.url}",
+        trouble=Trouble.API_SERVER,
+    )
+    assert skipped(findings) >= {"rbac", "pods", "names", "digest"}
 
 
 async def test_workloads_that_share_a_name_are_told(world: World) -> None:
@@ -396,9 +404,12 @@ async def test_an_organisation_that_is_none_is_told(world: World) -> None:
 
 async def test_a_host_that_hangs_holds_nobody_up(world: World) -> None:
     world.github.script(hangs())
+    # So short that it is over soon; what else takes longer on a busy machine is not asked about.
     findings = await within(0.5, world, {})
-    assert bad(findings) == {**IN_MEMORY, "github": (Result.FAIL, Trouble.CONNECTION)}
-    assert skipped(findings) == {"clock", "access", "org", "digest"}
+    finding = only(findings, "github")
+    assert (finding.result, finding.trouble) == (Result.FAIL, Trouble.CONNECTION)
+    assert "no answer within 0.5 seconds" in finding.says
+    assert skipped(findings) >= {"clock", "access", "org", "digest"}
 
 
 async def test_a_host_that_is_none_is_told(world: World) -> None:
