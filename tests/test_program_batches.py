@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
     PublicFormat,
 )
 
+from tests.support.probe import Probe
 from tests.support.simulated import (
     DIGEST,
     LATER,
@@ -214,7 +215,8 @@ async def test_a_secret_stands_nowhere(
     credentials: Callable[[SimulatedGitHub, Path], tuple[dict[str, str], list[str]]],
     log_format: str,
 ) -> None:
-    """In no line at DEBUG, whatever GitHub answers, and in no byte of the ledger."""
+    """In no line at DEBUG, whatever GitHub answers, in no metric and in no byte of the ledger."""
+    probe = Probe()
     run(world, 30)
     environ, secrets = credentials(world.github, world.folder)
     # The simulated GitHub is its own proxy: the name of the host is found nowhere.
@@ -237,6 +239,7 @@ async def test_a_secret_stands_nowhere(
         LEDGER_PATH=str(ledger),
         LOG_LEVEL="debug",
         LOG_FORMAT=log_format,
+        METRICS_PORT=str(probe.port),
         **environ,
     ) as program:
         await program.until(lambda: bool(program.stdout))
@@ -244,8 +247,10 @@ async def test_a_secret_stands_nowhere(
         await world.github.until(
             lambda: len(world.github.deployed()) == 30, within=90, why="all of them"
         )
+        told = [await probe.ask(path) for path in ("/metrics", "/healthz", "/readyz")]
         assert await program.stopped() == 0
-    written = "\n".join([*program.stdout, *program.stderr, *map(repr, world.github.history)])
+    said = [*program.stdout, *program.stderr, *(text for _, text in told)]
+    written = "\n".join([*said, *map(repr, world.github.history)])
     for file in world.folder.glob("ledger.db*"):
         written += file.read_bytes().decode("latin-1")
     assert ledger.stat().st_size > 0
