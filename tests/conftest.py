@@ -66,6 +66,7 @@ FAULTS = frozenset(
         "test_program_watch.py",
         "test_program_workloads.py",
         "test_restart.py",
+        "test_sharding.py",
         "test_torture.py",
     }
 )
