@@ -177,7 +177,7 @@ class _Examination:
         yield answers
         if answers.result is Result.FAIL:
             for check in ("rbac", "workloads", "pods", "names"):
-                yield _skipped(check, "the API server did not answer")
+                yield _skipped(check, "the API server could not be asked")
             return
         yield await self._rights(cluster)
         yield await self._rights_on_workloads(cluster)

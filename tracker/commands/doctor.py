@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
 from tracker import __version__
@@ -36,6 +36,7 @@ _STYLES: Final[Mapping[Result, str]] = {
 }
 _RESULT_COLUMN: Final = 7
 _CHECK_COLUMN: Final = 10
+_LEAST_COLUMN: Final = 24
 
 
 def run(
@@ -59,7 +60,7 @@ async def _run(
     async for finding in examine(settings, environ=environ):
         findings.append(finding)
         if output is Format.TABLE:
-            console.print(_row(finding))
+            _show(console, finding)
     failed = sum(finding.result is Result.FAIL for finding in findings)
     if output is Format.JSON:
         write_json(
@@ -87,12 +88,8 @@ def _show_settings(origins: Sequence[Origin]) -> None:
     console.print()
 
 
-def _row(finding: Finding) -> Table:
-    """Return one finding, its advice below it."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(width=_RESULT_COLUMN)
-    table.add_column(width=_CHECK_COLUMN)
-    table.add_column(overflow="fold")
+def _show(console: Console, finding: Finding) -> None:
+    """Show one finding, its advice below it; no line ends in blanks, whoever reads them."""
     found = to_text(finding.says)
     if finding.trouble is not None:
         advice = ADVICE[finding.trouble]
@@ -102,10 +99,13 @@ def _row(finding: Finding) -> Table:
             ("see", see(finding.trouble)),
         ):
             found.append("\n").append(f"{label}: ", style="bold").append_text(to_text(text))
-    table.add_row(
-        to_text(finding.result.value, _STYLES[finding.result]), to_text(finding.check), found
-    )
-    return table
+    head = Text(f"{finding.result.value:<{_RESULT_COLUMN}}  ", style=_STYLES[finding.result])
+    begin = Text.assemble(head, f"{finding.check:<{_CHECK_COLUMN}}  ")
+    width = max(console.width - len(begin), _LEAST_COLUMN)
+    for line in found.wrap(console, width, overflow="fold"):
+        line.rstrip()
+        console.print(Text.assemble(begin, line), no_wrap=True, crop=False, overflow="ignore")
+        begin = Text(" " * len(begin))
 
 
 def _summary(findings: Sequence[Finding]) -> str:
