@@ -13,6 +13,7 @@ store nothing. The tracker itself never sends those. Each step on a network ends
 
 import asyncio
 import json
+import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -21,8 +22,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 from pydantic import SecretStr
 
@@ -31,12 +33,17 @@ from tracker.answers import Failed, Reply, classify_stop, clean_text, server_tim
 from tracker.app import USER_AGENT, _tokens
 from tracker.catalog import KINDS
 from tracker.cluster import Cluster, Endpoint
-from tracker.commands.ledger_check import LedgerReading, read_ledger
-from tracker.errors import ConnectionSettingError, CredentialsError, LedgerError, ListError
+from tracker.errors import (
+    ConnectionSettingError,
+    CredentialsError,
+    LedgerError,
+    LedgerMissingError,
+    ListError,
+)
 from tracker.images import Digest
 from tracker.inventory import Deployed, Inventory
-from tracker.ledger_schema import Identity
-from tracker.pods import Rules, read_pod
+from tracker.ledger_reader import LedgerReading, read_ledger
+from tracker.pods import read_pod
 from tracker.records import Status
 from tracker.settings import Settings
 from tracker.transport import Transport, proxy_of
@@ -243,7 +250,6 @@ class _Examination:
         return _ok(check, f"the account may {may} {scope}".rstrip())
 
     async def _pods(self, cluster: Cluster) -> Finding:
-        rules = Rules(excluded_namespaces=self._settings.exclude_namespaces)
         try:
             found = await self._within(cluster.fetch_pods())
         except ListError as error:
@@ -254,7 +260,7 @@ class _Examination:
             return _warn("pods", says, Trouble.API_SERVER)
         self._inventory = Inventory(template=self._settings.dn_template)
         for raw in found:
-            self._inventory.observe(read_pod(raw, rules=rules))
+            self._inventory.observe(read_pod(raw, rules=self._settings.rules))
         says = f"{len(found)} listed, {_number(len(self._inventory.names()), 'deployment name')}"
         skipped = self._inventory.skipped()
         if skipped:
@@ -278,13 +284,21 @@ class _Examination:
         if path is None:
             return _warn("ledger", "in memory: LEDGER_PATH is empty", Trouble.LEDGER_MEMORY)
         try:
-            reading = await asyncio.to_thread(read_ledger, path, _identity(self._settings))
+            reading = await asyncio.to_thread(read_ledger, path, self._settings.identity)
+        except LedgerMissingError:
+            return self._place(path)
         except LedgerError as error:
             return _error("ledger", error, Trouble.LEDGER_PLACE)
-        if reading is None:
-            return _ok("ledger", f"{path} is not there yet; the tracker makes it")
         self._reading = reading
         return self._judge_ledger(reading)
+
+    def _place(self, path: Path) -> Finding:
+        """Say whether a ledger can be made where none is; its folder is made, too."""
+        folder = path.absolute().parent
+        if os.access(folder if folder.exists() else folder.parent, os.W_OK):
+            return _ok("ledger", f"{path} is not there yet; the tracker makes it")
+        says = f"{path}: its folder is missing or not to be written to"
+        return _fail("ledger", says, Trouble.LEDGER_PLACE)
 
     def _judge_ledger(self, reading: LedgerReading) -> Finding:
         says = f"{self._settings.ledger_path}: {_number(len(reading.entries), 'name')}"
@@ -497,16 +511,6 @@ def kind_of_token(token: SecretStr) -> tuple[str, bool]:
     """Return what kind of token this is, and whether it is one that can be sent."""
     secret = token.get_secret_value()
     return next((name, usable) for sign, name, usable in _KINDS if sign.match(secret))
-
-
-def _identity(settings: Settings) -> Identity:
-    return Identity(
-        api_host=urlsplit(settings.base_url).netloc,
-        org=settings.org,
-        logical_environment=settings.logical_environment,
-        physical_environment=settings.physical_environment,
-        cluster=settings.cluster,
-    )
 
 
 def _reason(reply: Reply) -> str:
