@@ -45,7 +45,7 @@ from tracker.settings import Settings
 from tracker.transport import Transport, proxy_of
 from tracker.vitals import Vitals
 
-__all__ = ["Tracker", "open_tracker"]
+__all__ = ["USER_AGENT", "Tracker", "open_tokens", "open_tracker"]
 
 USER_AGENT = f"deployment-tracker/{__version__}"
 GONE_SECONDS = 600.0
@@ -546,7 +546,7 @@ async def open_tracker(
                 ca_file=settings.ca_file,
             )
         )
-        tokens = _tokens(settings, transport)
+        tokens = open_tokens(settings, transport)
         github = GitHub(transport=transport, scope=settings.scope, tokens=tokens, meter=metrics)
         tracker = Tracker(
             settings=settings,
@@ -575,7 +575,7 @@ async def open_tracker(
             await tracker.stop()
 
 
-def _tokens(settings: Settings, transport: Transport) -> Tokens:
+def open_tokens(settings: Settings, transport: Transport) -> Tokens:
     """Return where the token comes from. Raises `ConnectionSettingError`."""
     if settings.credentials == "app":
         path = settings.gh_app_priv_key_path

@@ -30,7 +30,7 @@ from pydantic import SecretStr
 
 from tracker.advice import ADVICE, Trouble, see, trouble_of
 from tracker.answers import Failed, Reply, classify_stop, clean_text, server_time
-from tracker.app import USER_AGENT, _tokens
+from tracker.app import USER_AGENT, open_tokens
 from tracker.catalog import KINDS
 from tracker.cluster import Cluster, Endpoint
 from tracker.errors import (
@@ -375,7 +375,7 @@ class _Examination:
         if kind == "none":
             return None, _fail("token", "API_TOKEN is empty", Trouble.TOKEN)
         try:
-            token = await self._within(_tokens(self._settings, transport).token())
+            token = await self._within(open_tokens(self._settings, transport).token())
         except ConnectionSettingError as error:
             return None, _error("token", error, Trouble.TOKEN)
         except TimeoutError:
