@@ -7,6 +7,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
     ├── ListError               a list of pods could not be had
     └── LedgerError             the ledger's file can't be used
         ├── LedgerLockedError   another process has it
+        ├── LedgerMissingError  there is none to be read
         ├── LedgerNewerError    a newer version wrote it
         ├── LedgerTextError     an entry is not one that it can hold
         ├── LedgerUnusableError its place can't hold a ledger
@@ -20,6 +21,7 @@ __all__ = [
     "CredentialsError",
     "LedgerError",
     "LedgerLockedError",
+    "LedgerMissingError",
     "LedgerNewerError",
     "LedgerTextError",
     "LedgerUnusableError",
@@ -55,6 +57,10 @@ class LedgerError(TrackerError):
 
 class LedgerLockedError(LedgerError):
     """Another process has the ledger: there is never more than one writer."""
+
+
+class LedgerMissingError(LedgerError):
+    """There is no ledger where one was to be read; nothing was created."""
 
 
 class LedgerNewerError(LedgerError):

@@ -23,14 +23,14 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType, TracebackType
 from typing import Self, TypeVar
 
 import structlog
 
-from tracker.entries import Entry
+from tracker.entries import Entry, reopen
 from tracker.errors import LedgerError, LedgerTextError, LedgerWriteError
 from tracker.ledger_file import OpenFile, explain, open_file
 from tracker.ledger_schema import (
@@ -396,7 +396,9 @@ class SqliteLedger(_Mirror):
     ) -> None:
         def prepare(connection: sqlite3.Connection) -> Contents:
             migrate(connection, step=self._step)
-            return read_contents(connection, self._identity, now)
+            contents = read_contents(connection, self._identity, now)
+            reopened = [(reopen(entry, now=now.loop), at) for entry, at in contents.entries]
+            return replace(contents, entries=reopened)
 
         try:
             file = open_file(self._path, prepare=prepare, patience_seconds=self._patience_seconds)

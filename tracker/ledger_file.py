@@ -4,7 +4,8 @@ The ledger's file: found, checked, locked and opened.
 `open_file` is for `tracker.ledger` alone, and blocks: it runs in the ledger's writer thread. It
 promises that there is one owner, held by a lock on `<path>.lock`; that a file of a newer version,
 or of another program, is refused before a byte of it or beside it changes; and that a corrupt
-file is moved aside and told of loudly, never deleted, and never used.
+file is moved aside and told of loudly, never deleted, and never used. Who only looks uses
+`tracker.ledger_reader`.
 
 File formats: https://www.sqlite.org/fileformat2.html
 """
@@ -28,7 +29,7 @@ import structlog
 from tracker.errors import LedgerError, LedgerLockedError, LedgerNewerError, LedgerUnusableError
 from tracker.ledger_schema import APPLICATION_ID, VERSION
 
-__all__ = ["OpenFile", "explain", "open_file"]
+__all__ = ["OpenFile", "check_version", "explain", "open_file"]
 
 LEAST_SQLITE = (3, 37)
 """The first SQLite that has STRICT tables: https://www.sqlite.org/stricttables.html"""
@@ -260,14 +261,23 @@ def _check_header(path: Path, header: bytes, wal: bytes) -> None:
         raise _CorruptError("it does not begin like an SQLite database")
     header = _committed_header(wal) or header
     version = _integer(header, _USER_VERSION)
+    is_blank = version == 0 and header[_SCHEMA:] == _NO_SCHEMA
+    check_version(path, version, _integer(header, _APPLICATION_ID), is_blank=is_blank)
+
+
+def check_version(path: Path, version: int, application: int, *, is_blank: bool) -> None:
+    """
+    Refuse a newer version's ledger and another program's database.
+
+    `is_blank` says that it is nobody's yet. Raises LedgerNewerError or LedgerUnusableError.
+    """
     if version > VERSION:
         raise LedgerNewerError(
             f"the ledger {path} was written by a newer version of deployment-tracker (its schema "
             f"is {version}, this program knows {VERSION}): run that version, or set LEDGER_PATH "
             "to another file; it was not touched"
         )
-    is_blank = version == 0 and header[_SCHEMA:] == _NO_SCHEMA
-    if not is_blank and _integer(header, _APPLICATION_ID) != APPLICATION_ID:
+    if not is_blank and application != APPLICATION_ID:
         raise LedgerUnusableError(
             f"the file {path} is another program's SQLite database: set LEDGER_PATH to a file of "
             "the ledger's own; it was not touched"

@@ -1,9 +1,10 @@
 """
 The ledger's tables, and how an entry becomes a row and comes back.
 
-Only `tracker.ledger` and `tracker.ledger_file` use this. The schema's version is SQLite's
-`user_version`; `MIGRATIONS` leads from any older version to this one, each step in a transaction
-of its own, so that a crash leaves the version before or the one after, never a state between.
+Only `tracker.ledger` and its kin (`ledger_file`, `ledger_reader`) use this. The schema's version
+is SQLite's `user_version`; `MIGRATIONS` leads from any older version to this one, each step in a
+transaction of its own, so that a crash leaves the version before or the one after, never a state
+between.
 
 An entry's times are seconds of the event loop's clock, which begins anew with each boot; a row's
 are wall-clock seconds since the epoch. `Moment` converts them at this border and nowhere else.
@@ -14,7 +15,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from tracker.entries import Entry, State, reopen
+from tracker.entries import Entry, State
 from tracker.images import Digest
 from tracker.records import Record, Status
 from tracker.workloads import Workload
@@ -299,7 +300,7 @@ def entry_row(identity_id: int, entry: Entry, now: Moment) -> tuple[Value, ...]:
 
 
 def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
-    """Return an entry as it counts after a stop, and when it was written, from a row."""
+    """Return an entry as it was written, and when that was, from a row."""
     texts = [str(value) for value in row[:6]]
     acknowledged, acknowledged_at, sent, state, reason, attempts = row[6:12]
     not_before, unsettled, settle_at, refused, written_at = row[12:]
@@ -318,7 +319,7 @@ def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
         settle_at=now.to_loop(_number(settle_at)),
         refused=_record(refused),
     )
-    return reopen(entry, now=now.loop), _number(written_at) or 0.0
+    return entry, _number(written_at) or 0.0
 
 
 def _number(value: object) -> float | None:
