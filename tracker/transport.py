@@ -99,15 +99,27 @@ class Transport:
         An empty `token` sends no Authorization. At most `max_answer` bytes of the answer's body
         are read.
         """
+        return await self._request("POST", path, body=body, token=token, max_answer=max_answer)
+
+    async def get(self, path: str, *, token: SecretStr, max_answer: int) -> Reply | Failed:
+        """Get `path` (encoded) and return what came back; the rest is as with `post`."""
+        return await self._request("GET", path, body=None, token=token, max_answer=max_answer)
+
+    async def _request(
+        self, method: str, path: str, *, body: bytes | None, token: SecretStr, max_answer: int
+    ) -> Reply | Failed:
         if self._session is None:
             message = "the transport is used outside its context"
             raise RuntimeError(message)
-        headers: Mapping[str, str] = {"Content-Type": "application/json"}
+        headers: dict[str, str] = {}
+        if body is not None:
+            headers["Content-Type"] = "application/json"
         if secret := token.get_secret_value():
-            headers = {**headers, "Authorization": f"Bearer {secret}"}
+            headers["Authorization"] = f"Bearer {secret}"
         proxy = None if self._proxy is None else self._proxy.get_secret_value()
         try:
-            async with self._session.post(
+            async with self._session.request(
+                method,
                 f"{self._base_url}{path}",
                 data=body,
                 headers=headers,
