@@ -7,12 +7,16 @@ are heavy to import are imported by the command that needs them.
 
 import os
 import sys
-from collections.abc import Sequence
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
 
 import click
 
 from tracker import __version__
+
+if TYPE_CHECKING:
+    from tracker.settings import Settings
 
 __all__ = ["main"]
 
@@ -21,6 +25,20 @@ EXIT_CONFIGURATION = 2
 _DEFAULT = "run"
 
 _HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def _flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of the settings that have one."""
+    for flag in (
+        click.option("--workers", metavar="N", help="How many workers post, 1 to 100 (2)."),
+        click.option(
+            "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
+        ),
+        click.option("--namespace", metavar="NAME", help="Namespace to watch (empty: all)."),
+        click.option("--kubeconfig", metavar="PATH", help="Path to a kubeconfig file."),
+    ):
+        command = flag(command)
+    return command
 
 
 @click.group(context_settings=_HELP)
@@ -32,45 +50,6 @@ def _cli() -> None:
     What runs in a Kubernetes cluster is recorded as deployed, what is gone as decommissioned.
     Without a command: run.
     """
-
-
-@_cli.command(context_settings=_HELP)
-@click.option("--kubeconfig", metavar="PATH", help="Path to a kubeconfig file.")
-@click.option("--namespace", metavar="NAME", help="Namespace to watch (empty: all).")
-@click.option(
-    "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
-)
-@click.option("--workers", metavar="N", help="How many workers post, 1 to 100 (2).")
-def run(**flags: str | None) -> None:
-    """
-    Watch pods and post records until stopped.
-
-    The other settings are environment variables: ORG is required, API_TOKEN is the token.
-    Flags may have one dash or two.
-    """
-    from tracker import logs
-    from tracker.errors import (
-        ConnectionSettingError,
-        CredentialsError,
-        LedgerError,
-        LedgerLockedError,
-    )
-    from tracker.settings import SettingsError, load
-
-    try:
-        settings = load(flags, os.environ)
-    except SettingsError as error:
-        _refuse(error.mistakes)
-    logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
-    from tracker.main import run as run_tracker
-
-    try:
-        sys.exit(run_tracker(settings))
-    except LedgerLockedError as error:
-        # No mistake in the settings: the other process may end, and a later start may do.
-        _refuse([str(error)], code=EXIT_FAILURE)
-    except (CredentialsError, LedgerError, ConnectionSettingError) as error:
-        _refuse([str(error)])
 
 
 @_cli.command(context_settings=_HELP)
@@ -91,6 +70,58 @@ def demo(pods: int, *, keep: bool, seed: int) -> None:
 
 
 @_cli.command(context_settings=_HELP)
+@_flags
+@click.option("--dry-run", is_flag=True, help="Send nothing: say what would be posted.")
+@click.option("--retire", is_flag=True, help="Decommission all that stands, before an uninstall.")
+@click.option("--yes", is_flag=True, help="With --retire: don't ask.")
+@click.option(
+    "--timeout", metavar="DURATION", default="10m", show_default=True, help="Give up after this."
+)
+def once(*, dry_run: bool, retire: bool, yes: bool, timeout: str, **flags: str | None) -> None:
+    """
+    Bring GitHub in step with the cluster once, and exit.
+
+    Exit code 0: everything is true; 1: something was refused, not found or not delivered in time;
+    2: a setting can't be used.
+    """
+    from tracker.settings import read_duration
+
+    try:
+        seconds = read_duration(timeout).total_seconds()
+    except ValueError as error:
+        _refuse([f"--timeout: {error}"])
+    if yes and not retire:
+        _refuse(["--yes: it answers what --retire asks; give both, or none"])
+    settings = _load(flags)
+    if retire:
+        from tracker.commands.retire import retire as run_retire
+
+        with _refusing():
+            sys.exit(run_retire(settings, seconds=seconds, yes=yes, dry_run=dry_run))
+    from tracker.commands.once import once as run_once
+
+    with _refusing():
+        sys.exit(run_once(settings, seconds=seconds, dry_run=dry_run))
+
+
+@_cli.command(context_settings=_HELP)
+@_flags
+@click.option("--dry-run", is_flag=True, help="Send nothing: say what would be posted.")
+def run(*, dry_run: bool, **flags: str | None) -> None:
+    """
+    Watch pods and post records until stopped.
+
+    The other settings are environment variables: ORG is required, API_TOKEN is the token.
+    Flags may have one dash or two.
+    """
+    settings = _load(flags)
+    from tracker.main import run as run_tracker
+
+    with _refusing():
+        sys.exit(run_tracker(settings, dry_run=dry_run))
+
+
+@_cli.command(context_settings=_HELP)
 def version() -> None:
     """Print the version."""
     click.echo(f"deployment-tracker {__version__}")
@@ -107,6 +138,38 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         arguments = [_DEFAULT, *arguments]
     _cli.main(args=arguments, prog_name="deployment-tracker")
     sys.exit(EXIT_FAILURE)  # never reached: click exits
+
+
+def _load(flags: Mapping[str, str | None]) -> "Settings":
+    """Return the settings, with diagnostics set up as they say, or tell all mistakes and exit."""
+    from tracker import logs
+    from tracker.settings import SettingsError, load
+
+    try:
+        settings = load(flags, os.environ)
+    except SettingsError as error:
+        _refuse(error.mistakes)
+    logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
+    return settings
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Tell what can't be used of what a command wants to open, and exit."""
+    from tracker.errors import (
+        ConnectionSettingError,
+        CredentialsError,
+        LedgerError,
+        LedgerLockedError,
+    )
+
+    try:
+        yield
+    except LedgerLockedError as error:
+        # No mistake in the settings: the other process may end, and a later start may do.
+        _refuse([str(error)], code=EXIT_FAILURE)
+    except (CredentialsError, LedgerError, ConnectionSettingError) as error:
+        _refuse([str(error)])
 
 
 def _refuse(mistakes: Sequence[str], *, code: int = EXIT_CONFIGURATION) -> NoReturn:

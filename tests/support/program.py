@@ -87,9 +87,17 @@ class Program:
 
     `environ` is the whole environment but for what Python itself needs. `folder` is where it
     runs (its `.env` and its home), so that no file of ours or of the machine is found there.
+    `stdin` is a file descriptor, by default of nothing to read.
     """
 
-    def __init__(self, command: Sequence[str], *, environ: Mapping[str, str], folder: Path) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environ: Mapping[str, str],
+        folder: Path,
+        stdin: int = asyncio.subprocess.DEVNULL,
+    ) -> None:
         self.command = tuple(command)
         self.stdout: list[str] = []
         self.stderr: list[str] = []
@@ -101,6 +109,7 @@ class Program:
             **environ,
         }
         self._folder = folder
+        self._stdin = stdin
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
@@ -110,7 +119,7 @@ class Program:
             *self.command,
             env=self._environ,
             cwd=self._folder,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=self._stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE,
