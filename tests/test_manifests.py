@@ -12,7 +12,8 @@ import yaml
 from tests.support.generated import COMMAND, INSTALL, ROOT, install, render
 from tracker import __version__
 from tracker.catalog import KINDS
-from tracker.settings import FLAG_ONLY, Settings, load
+from tracker.cli import once
+from tracker.settings import FLAG_ONLY, Settings, load, read_duration
 
 MANIFESTS = ROOT / "manifests"
 KUSTOMIZATIONS = ("base", "overlays/development", "overlays/namespaced")
@@ -269,12 +270,15 @@ def test_the_ledger_outlives_the_container() -> None:
     assert volume in {each["name"] for each in pod_of(committed())["volumes"]}
 
 
-def rendered_with(component: str, folder: Path, *, over: str = "base") -> list[Manifest]:
-    """Render a kustomization elsewhere that names a component, as an overlay of a user's does."""
+def rendered_with(*components: str, folder: Path, over: str = "base") -> list[Manifest]:
+    """Render a kustomization elsewhere that names components, as an overlay of a user's does."""
     root = os.path.relpath(MANIFESTS, folder)
+    named = ", ".join(f"{root}/components/{component}" for component in components)
+    # Over that one its namespace is to be said again, for what a component adds.
+    namespace = "namespace: shop\n" if over == "overlays/namespaced" else ""
     (folder / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [{root}/{over}]\ncomponents: [{root}/components/{component}]\n"
+        f"{namespace}resources: [{root}/{over}]\ncomponents: [{named}]\n"
     )
     text = render(folder)
     if text is None:
@@ -283,7 +287,7 @@ def rendered_with(component: str, folder: Path, *, over: str = "base") -> list[M
 
 
 def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Path) -> None:
-    manifests = rendered_with("persistence", tmp_path)
+    manifests = rendered_with("persistence", folder=tmp_path)
     claim = one(manifests, "PersistentVolumeClaim")["metadata"]
     (data,) = (volume for volume in pod_of(manifests)["volumes"] if volume["name"] == "data")
     assert data == {"name": "data", "persistentVolumeClaim": {"claimName": claim["name"]}}
@@ -298,7 +302,7 @@ def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Pa
 def test_the_workloads_component_grants_what_is_read_and_says_so(
     tmp_path: Path, over: str, role: str
 ) -> None:
-    manifests = rendered_with("workloads", tmp_path, over=over)
+    manifests = rendered_with("workloads", folder=tmp_path, over=over)
     pods, *others = one(manifests, role)["rules"]
     assert [pods] == READ_PODS
     granted = {
@@ -313,3 +317,37 @@ def test_the_workloads_component_grants_what_is_read_and_says_so(
     assert environ["WORKLOADS"] == "true"
     assert load({}, environ | {"ORG": "acme"}).workloads
     assert not load({}, environment_of(committed()) | {"ORG": "acme"}).workloads
+
+
+def seconds_of_once() -> float:
+    """Return the time that `once` gives itself, if it is told nothing else."""
+    (timeout,) = (each for each in once.params if each.name == "timeout")
+    return read_duration(str(timeout.default)).total_seconds()
+
+
+@pytest.mark.parametrize("over", ["base", "overlays/namespaced"])
+def test_the_cronjob_component_runs_the_same_pod_now_and_then(tmp_path: Path, over: str) -> None:
+    (tmp_path / "deployment").mkdir()
+    expected = rendered_with("persistence", folder=tmp_path / "deployment", over=over)
+    manifests = rendered_with("cronjob", folder=tmp_path, over=over)
+    kinds = [manifest["kind"] for manifest in manifests]
+    assert "Deployment" not in kinds
+    cronjob = one(manifests, "CronJob")
+    assert cronjob["metadata"]["labels"] == one(expected, "Deployment")["metadata"]["labels"]
+    spec = cronjob["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod.pop("restartPolicy") == "Never"
+    assert pod["containers"][0].pop("args") == ["once"]
+    assert pod == pod_of(expected)
+    # The claim, too: without what was posted before a run finds nothing to take back.
+    assert one(manifests, "PersistentVolumeClaim") == one(expected, "PersistentVolumeClaim")
+    deadline = spec["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+    assert deadline >= seconds_of_once() + pod["terminationGracePeriodSeconds"]
+
+
+def test_the_cronjob_has_what_components_before_it_changed_in_the_pod(tmp_path: Path) -> None:
+    wanted = container_of(rendered_with("workloads", folder=tmp_path))["env"]
+    cronjob = one(rendered_with("workloads", "cronjob", folder=tmp_path), "CronJob")
+    (container,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == wanted
