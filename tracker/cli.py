@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -50,6 +51,64 @@ def _cli() -> None:
     What runs in a Kubernetes cluster is recorded as deployed, what is gone as decommissioned.
     Without a command: run.
     """
+
+
+@_cli.command(context_settings=_HELP)
+@_flags
+@click.option("--fix", is_flag=True, help="Post again what GitHub does not hold.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    show_default=True,
+    help="How the result is written.",
+)
+@click.option("--all", "show_all", is_flag=True, help="Show the names that agree, too.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 4),
+    default=2,
+    show_default=True,
+    help="How many questions may be under way at once.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where answers are kept, so that an interrupted audit goes on (beside the ledger).",
+)
+def audit(
+    *,
+    fix: bool,
+    output: str,
+    show_all: bool,
+    concurrency: int,
+    resume: Path | None,
+    **flags: str | None,
+) -> None:
+    """
+    Hold cluster, ledger and GitHub against each other, digest by digest.
+
+    GitHub tells which names it holds for a digest, and not whether they are deployed: that is the
+    ledger's word. Exit code 0: all agree; 1: something differs, or could not be asked; 2: a
+    setting can't be used.
+    """
+    settings = _load(flags)
+    from tracker.commands.audit import audit as run_audit
+    from tracker.commands.output import Format
+
+    with _refusing():
+        sys.exit(
+            run_audit(
+                settings,
+                fix=fix,
+                output=Format(output),
+                show_all=show_all,
+                concurrency=concurrency,
+                resume=resume,
+            )
+        )
 
 
 @_cli.command(context_settings=_HELP)
@@ -157,6 +216,7 @@ def _load(flags: Mapping[str, str | None]) -> "Settings":
 def _refusing() -> Iterator[None]:
     """Tell what can't be used of what a command wants to open, and exit."""
     from tracker.errors import (
+        AuditFileError,
         ConnectionSettingError,
         CredentialsError,
         LedgerError,
@@ -168,7 +228,7 @@ def _refusing() -> Iterator[None]:
     except LedgerLockedError as error:
         # No mistake in the settings: the other process may end, and a later start may do.
         _refuse([str(error)], code=EXIT_FAILURE)
-    except (CredentialsError, LedgerError, ConnectionSettingError) as error:
+    except (AuditFileError, CredentialsError, LedgerError, ConnectionSettingError) as error:
         _refuse([str(error)])
 
 
