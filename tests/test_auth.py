@@ -384,7 +384,7 @@ async def test_no_secret_stands_in_a_traceback(
         def fails(*_: object, **__: object) -> None:
             raise LookupError
 
-        monkeypatch.setattr(aiohttp.ClientSession, "post", fails)
+        monkeypatch.setattr(aiohttp.ClientSession, "request", fails)
         for sending in (ours, GitHub(transport=ours._transport, scope=SCOPE, tokens=AMISS)):  # noqa: SLF001 - what it is made of
             try:
                 await sending.send(RECORD)

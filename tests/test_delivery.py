@@ -1052,3 +1052,38 @@ async def test_what_was_not_found_before_a_restart_is_not_asked_for_by_each_name
         on.see(*many(20))
         await asyncio.sleep(400)
         assert len(on.sender.sent) == 1
+
+
+async def test_a_name_is_unfinished_until_it_is_answered_and_settled() -> None:
+    async with scene() as on:
+        assert on.delivery.unfinished == frozenset()
+        on.sender.answers[NAME] = [LOST]
+        on.see(running())
+        assert on.delivery.unfinished == {NAME}
+        await asyncio.sleep(0.3)
+        assert on.delivery.unfinished == {NAME}, "it waits for its next try"
+        await asyncio.sleep(10)
+        assert on.delivery.unfinished == frozenset()
+        on.sender.answers[NAME] = [LOST]
+        on.see(running("b"))
+        on.see(running("c", uid="uid-2"))
+        await asyncio.sleep(20)
+        while on.delivery.unfinished:
+            assert on.delivery.unfinished == {NAME}, "it is posted once more later"
+            await asyncio.sleep(1)
+        assert on.entry().settle_at is None
+
+
+async def test_what_github_refused_is_not_unfinished_until_it_is_asked_for_again() -> None:
+    async with scene() as on:
+        on.sender.answers[NAME] = [UNKNOWN]
+        on.see(running())
+        await asyncio.sleep(5)
+        assert on.delivery.unfinished == frozenset()
+        on.sender.seconds = 30.0
+        due = on.entry().not_before
+        assert due is not None
+        await asyncio.sleep(due - waited() + 5)
+        assert on.delivery.unfinished == {NAME}
+        await asyncio.sleep(60)
+        assert on.delivery.unfinished == frozenset()

@@ -17,14 +17,17 @@ from tracker.answers import (
     Answer,
     Failed,
     Forbidden,
+    Known,
     Limited,
     NotFound,
+    ReadBack,
     Rejected,
+    Told,
     Unauthorized,
     Unconfirmed,
 )
 from tracker.auth import FixedToken
-from tracker.github import MAX_BODY, GitHub
+from tracker.github import MAX_BODY, DryRun, GitHub
 from tracker.records import Scope
 from tracker.sandbox.github import SimulatedGitHub
 from tracker.sandbox.script import (
@@ -423,3 +426,61 @@ async def test_a_client_that_was_not_opened_says_so() -> None:
     ours = GitHub(transport=transport, scope=SCOPE, tokens=FixedToken(SecretStr("")))
     with pytest.raises(RuntimeError, match="outside its context"):
         await ours.send(RECORD)
+
+
+# Reading back.
+
+
+async def test_what_github_holds_of_a_digest_is_read_back() -> None:
+    async with simulated() as (github, ours):
+        await ours.send(RECORD)
+        assert await ours.records_of(digest()) == Known(
+            records=(
+                ReadBack(
+                    deployment_name="shop/web/app",
+                    digest=digest(),
+                    logical_environment=SCOPE.logical_environment,
+                    physical_environment=SCOPE.physical_environment,
+                    cluster=SCOPE.cluster,
+                ),
+            ),
+            complete=True,
+        )
+        assert await ours.records_of(digest("b")) == Known(records=(), complete=True)
+        get = github.history[-1]
+        assert get.method == "GET"
+        assert get.path == f"/orgs/acme/artifacts/{digest('b')}/metadata/deployment-records"
+        headers = {name.lower(): value for name, value in get.headers.items()}
+        assert headers["accept"] == "application/vnd.github+json"
+        assert headers["x-github-api-version"] == API_VERSION
+        assert "content-type" not in headers
+        assert get.body == b""
+
+
+async def test_a_refused_token_is_renewed_once_for_a_question_too() -> None:
+    class Rotated:
+        async def token(self) -> SecretStr:
+            return SecretStr("old")
+
+        async def renew(self, refused: SecretStr) -> SecretStr:
+            assert refused.get_secret_value() == "old"
+            return SecretStr("sandbox-token")
+
+    async with (
+        SimulatedGitHub() as github,
+        Transport(base_url=github.url, user_agent="test") as transport,
+    ):
+        ours = GitHub(transport=transport, scope=SCOPE, tokens=Rotated())
+        assert await ours.records_of(digest()) == Known(records=(), complete=True)
+        assert [exchange.status for exchange in github.history] == [401, 200]
+
+
+# A dry run.
+
+
+async def test_a_dry_run_takes_everything_for_acknowledged() -> None:
+    dry = DryRun()
+    assert await dry.send(RECORD) == Acknowledged()
+    assert await dry.send_batch([RECORD, record("b", name="shop/api/app")]) == Told(
+        answers=(Acknowledged(), Acknowledged())
+    )

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.ledgers import IDENTITY, NOW, Wall, entry, numbers, record
+from tests.support.ledgers import IDENTITY, NOW, Wall, entry, numbers, record, sums
 from tracker.entries import State
 from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.ledger import MemoryLedger, SqliteLedger
+from tracker.ledger_reader import read_ledger
 from tracker.records import Status
 
 AnyLedger = MemoryLedger | SqliteLedger
@@ -369,3 +370,32 @@ class Room:
     def __call__(self, step: str) -> None:
         if step == "begin" and self.max_pages is not None:
             self._connections[0].execute(f"PRAGMA max_page_count = {self.max_pages}")
+
+
+async def test_a_copy_begins_with_what_another_held_on_the_clock_of_its_own(
+    path: Path, wall: Wall
+) -> None:
+    now = asyncio.get_running_loop().time()
+    waiting = entry(1, state=State.NOT_FOUND, sent=record(1), not_before=now + 100)
+    async with SqliteLedger(path=path, identity=IDENTITY, wall=wall) as ledger:
+        await ledger.adopt_cluster("this")
+        await ledger.put(waiting, entry(2, acknowledged=record(2), acknowledged_at=now - 50))
+    reading = read_ledger(path, IDENTITY, wall=wall)
+    copy = MemoryLedger.copied(
+        reading.entries,
+        written_at=reading.written_at,
+        others=reading.others,
+        fingerprint=reading.fingerprint,
+        wall=wall,
+    )
+    assert {each.deployment_name for each in copy.entries()} == {
+        each.deployment_name for each in reading.entries
+    }
+    found = copy.get(waiting.deployment_name)
+    assert found is not None
+    assert found.not_before == pytest.approx(now + 100, abs=1)
+    assert not await copy.seen_cluster("another")
+    assert await copy.seen_cluster("this")
+    before = sums(path.parent)
+    await copy.forget(waiting.deployment_name)
+    assert sums(path.parent) == before

@@ -220,3 +220,23 @@ def test_what_ends_kopf_is_told_in_one_line(level: str, logger: str, *, tracebac
         logging.getLogger(logger).exception("it has failed")
     assert "it has failed" in stream.getvalue()
     assert ("Traceback" in stream.getvalue()) is traceback
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_dry_run_has_lines_of_its_own(*, as_json: bool) -> None:
+    stream = io.StringIO()
+    told = Lines(stream=stream, now=lambda: NOON, as_json=as_json, dry_run=True)
+    told.acknowledged(record())
+    told.acknowledged(record().decommissioned())
+    facts = f"name=ghcr.io/acme/app deployment_name=shop/web/app digest={digest()}"
+    if as_json:
+        lines = [json.loads(line) for line in stream.getvalue().splitlines()]
+        assert [(line["outcome"], line["action"], line["status"]) for line in lines] == [
+            ("WOULD", "POST", "deployed"),
+            ("WOULD", "POST", "decommissioned"),
+        ]
+    else:
+        assert stream.getvalue().splitlines() == [
+            f"[2024-01-15T10:30:00Z] WOULD POST {facts} status=deployed",
+            f"[2024-01-15T10:30:00Z] WOULD POST {facts} status=decommissioned",
+        ]

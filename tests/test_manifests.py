@@ -15,8 +15,9 @@ from tests.support.generated import COMMAND, INSTALL, ROOT, install, render
 from tests.support.imagebuild import arguments
 from tracker import __version__
 from tracker.catalog import KINDS
+from tracker.cli import once
 from tracker.flags import FLAG_ONLY
-from tracker.settings import Settings, load
+from tracker.settings import Settings, load, read_duration
 
 MANIFESTS = ROOT / "manifests"
 KUSTOMIZATIONS = ("base", "overlays/development", "overlays/namespaced", "overlays/production")
@@ -226,8 +227,11 @@ def test_the_recommended_labels_are_set(manifests: list[Manifest]) -> None:
             "part-of": "deployment-tracker",
             "managed-by": "kustomize",
         }, manifest["kind"]
-    assert one(manifests, "Deployment")["metadata"]["labels"]["app.kubernetes.io/version"]
-    spec = one(manifests, "Deployment")["spec"]
+    runs = next(each for each in manifests if each["kind"] in {"Deployment", "CronJob"})
+    assert runs["metadata"]["labels"]["app.kubernetes.io/version"]
+    if runs["kind"] == "CronJob":
+        return  # it selects no pods
+    spec = runs["spec"]
     # A selector can't be changed later, so no version may stand in it.
     assert spec["selector"]["matchLabels"] == {"app.kubernetes.io/name": "deployment-tracker"}
     assert spec["selector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
@@ -330,19 +334,21 @@ def test_the_ledger_outlives_the_container() -> None:
 
 
 def rendered_with(
-    component: str, folder: Path, *, over: str = "base", more: Manifest | None = None
+    *components: str, folder: Path, over: str = "base", more: Manifest | None = None
 ) -> list[Manifest]:
     """
-    Render a kustomization elsewhere that names a component, as an overlay of a user's does.
+    Render a kustomization elsewhere that names components, as an overlay of a user's does.
 
-    No component when it is "". `more` is what else stands in the kustomization.
+    `more` is what else stands in the kustomization.
     """
     root = os.path.relpath(MANIFESTS, folder)
     kustomization: Manifest = {
         "apiVersion": "kustomize.config.k8s.io/v1beta1",
         "kind": "Kustomization",
         "resources": [f"{root}/{over}"],
-        "components": [f"{root}/components/{component}"] if component else [],
+        "components": [f"{root}/components/{component}" for component in components],
+        # Over that one its namespace is to be said again, for what a component adds.
+        **({"namespace": "shop"} if over == "overlays/namespaced" else {}),
         **(more or {}),
     }
     (folder / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
@@ -359,10 +365,11 @@ def test_each_component_goes_over_either_kind_of_rights(
 ) -> None:
     namespace = "elsewhere"
     alone = list(yaml.safe_load_all(rendered(over) or ""))
-    manifests = rendered_with(component, tmp_path, over=over, more={"namespace": namespace})
+    manifests = rendered_with(component, folder=tmp_path, over=over, more={"namespace": namespace})
     keys = [(each["kind"], each["metadata"]["name"]) for each in manifests]
     assert len(set(keys)) == len(keys)
-    assert {each["kind"] for each in alone} <= {kind for kind, _ in keys}
+    replaced = {"Deployment"} if component == "cronjob" else set()
+    assert {each["kind"] for each in alone} - replaced <= {kind for kind, _ in keys}
     assert manifests != alone
     test_the_recommended_labels_are_set(manifests)
     # Nothing of it is left in a namespace where its pod is not.
@@ -383,7 +390,7 @@ def test_a_user_s_own_overlay_sets_what_the_base_leaves_open(tmp_path: Path) -> 
             {**name, "files": ["token"], "options": {"disableNameSuffixHash": True}}
         ],
     }
-    manifests = rendered_with("", tmp_path, over="overlays/production", more=more)
+    manifests = rendered_with(folder=tmp_path, over="overlays/production", more=more)
     assert load({}, environment_of(manifests)).org == "acme"
     assert container_of(manifests)["image"] == f"ghcr.io/example/deployment-tracker@{digest}"
     (volume,) = (each for each in pod_of(manifests)["volumes"] if "secret" in each)
@@ -392,7 +399,7 @@ def test_a_user_s_own_overlay_sets_what_the_base_leaves_open(tmp_path: Path) -> 
     assert set(secret["data"]) == {volume["secret"]["items"][0]["key"]}
     # With the hash in its name, which is the default, the pod must follow.
     del more["secretGenerator"][0]["options"]
-    manifests = rendered_with("", tmp_path, over="overlays/production", more=more)
+    manifests = rendered_with(folder=tmp_path, over="overlays/production", more=more)
     (volume,) = (each for each in pod_of(manifests)["volumes"] if "secret" in each)
     hashed = one(manifests, "Secret")["metadata"]["name"]
     assert volume["secret"]["secretName"] == hashed != "deployment-tracker"
@@ -402,7 +409,7 @@ def test_the_github_app_component_takes_the_token_s_place(tmp_path: Path) -> Non
     name = {"name": "deployment-tracker", "namespace": "deployment-tracker"}
     literals = ["ORG=acme", "GH_APP_ID=123456", "GH_INSTALL_ID=7654321"]
     more = {"configMapGenerator": [{**name, "behavior": "merge", "literals": literals}]}
-    manifests = rendered_with("github-app", tmp_path, more=more)
+    manifests = rendered_with("github-app", folder=tmp_path, more=more)
     settings = load({}, environment_of(manifests))
     assert settings.credentials == "app"
     assert "API_TOKEN_FILE" not in environment_of(manifests)
@@ -422,7 +429,7 @@ def test_production_is_all_components_that_any_cluster_takes() -> None:
         (MANIFESTS / "overlays" / "production" / "kustomization.yaml").read_text()
     )
     named = {Path(component).name for component in kustomization["components"]}
-    assert named == set(COMPONENTS) - {NEEDS_CRDS, "github-app"}
+    assert named == set(COMPONENTS) - {NEEDS_CRDS, "github-app", "cronjob"}
 
 
 def selected(selector: Mapping[str, str], manifests: list[Manifest]) -> bool:
@@ -434,7 +441,7 @@ def selected(selector: Mapping[str, str], manifests: list[Manifest]) -> bool:
 def test_the_network_policy_selects_the_pod_and_lets_through_what_is_needed(
     tmp_path: Path,
 ) -> None:
-    manifests = rendered_with("network-policy", tmp_path)
+    manifests = rendered_with("network-policy", folder=tmp_path)
     policy = one(manifests, "NetworkPolicy")
     assert policy["metadata"]["namespace"] == one(manifests, "Deployment")["metadata"]["namespace"]
     spec = policy["spec"]
@@ -458,12 +465,12 @@ def test_the_namespace_that_reads_the_metrics_is_changed_as_its_comment_says(
     assert path in told
     patch = [{"op": "replace", "path": path, "value": "observability"}]
     more = {"patches": [{"target": {"kind": "NetworkPolicy"}, "patch": json.dumps(patch)}]}
-    manifests = rendered_with("network-policy", tmp_path, more=more)
+    manifests = rendered_with("network-policy", folder=tmp_path, more=more)
     assert "observability" in json.dumps(one(manifests, "NetworkPolicy"))
 
 
 def test_the_metrics_are_found_by_annotation_and_by_name_but_not_twice(tmp_path: Path) -> None:
-    manifests = rendered_with("monitoring", tmp_path)
+    manifests = rendered_with("monitoring", folder=tmp_path)
     template = one(manifests, "Deployment")["spec"]["template"]["metadata"]
     assert template["annotations"] == {
         "prometheus.io/scrape": "true",
@@ -481,7 +488,7 @@ def test_the_metrics_are_found_by_annotation_and_by_name_but_not_twice(tmp_path:
 
 
 def test_the_operator_s_objects_select_the_pod_and_its_port(tmp_path: Path) -> None:
-    manifests = rendered_with(NEEDS_CRDS, tmp_path)
+    manifests = rendered_with(NEEDS_CRDS, folder=tmp_path)
     monitor = one(manifests, "PodMonitor")["spec"]
     assert selected(monitor["selector"]["matchLabels"], manifests)
     (endpoint,) = monitor["podMetricsEndpoints"]
@@ -494,7 +501,7 @@ def test_only_one_component_needs_what_not_every_cluster_knows(manifests: list[M
 
 
 def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Path) -> None:
-    manifests = rendered_with("persistence", tmp_path)
+    manifests = rendered_with("persistence", folder=tmp_path)
     claim = one(manifests, "PersistentVolumeClaim")["metadata"]
     (data,) = (volume for volume in pod_of(manifests)["volumes"] if volume["name"] == "data")
     assert data == {"name": "data", "persistentVolumeClaim": {"claimName": claim["name"]}}
@@ -509,7 +516,7 @@ def test_with_the_persistence_component_the_ledger_outlives_the_pod(tmp_path: Pa
 def test_the_workloads_component_grants_what_is_read_and_says_so(
     tmp_path: Path, over: str, role: str
 ) -> None:
-    manifests = rendered_with("workloads", tmp_path, over=over)
+    manifests = rendered_with("workloads", folder=tmp_path, over=over)
     pods, *others = one(manifests, role)["rules"]
     assert [pods] == READ_PODS
     granted = {
@@ -524,3 +531,40 @@ def test_the_workloads_component_grants_what_is_read_and_says_so(
     assert environ["WORKLOADS"] == "true"
     assert load({}, environ | {"ORG": "acme"}).workloads
     assert not load({}, environment_of(committed()) | {"ORG": "acme"}).workloads
+
+
+def seconds_of_once() -> float:
+    """Return the time that `once` gives itself, if it is told nothing else."""
+    (timeout,) = (each for each in once.params if each.name == "timeout")
+    return read_duration(str(timeout.default)).total_seconds()
+
+
+@pytest.mark.parametrize("over", ["base", "overlays/namespaced"])
+def test_the_cronjob_component_runs_the_same_pod_now_and_then(tmp_path: Path, over: str) -> None:
+    (tmp_path / "deployment").mkdir()
+    expected = rendered_with("persistence", folder=tmp_path / "deployment", over=over)
+    manifests = rendered_with("cronjob", folder=tmp_path, over=over)
+    kinds = [manifest["kind"] for manifest in manifests]
+    assert "Deployment" not in kinds
+    cronjob = one(manifests, "CronJob")
+    assert cronjob["metadata"]["labels"] == one(expected, "Deployment")["metadata"]["labels"]
+    spec = cronjob["spec"]
+    assert spec["concurrencyPolicy"] == "Forbid"
+    pod = spec["jobTemplate"]["spec"]["template"]["spec"]
+    assert pod.pop("restartPolicy") == "Never"
+    assert pod["containers"][0].pop("args") == ["once"]
+    wanted = pod_of(expected)
+    for served in ("ports", "startupProbe", "livenessProbe", "readinessProbe"):
+        del wanted["containers"][0][served]  # by nobody: a run ends by itself
+    assert pod == wanted
+    # The claim, too: without what was posted before a run finds nothing to take back.
+    assert one(manifests, "PersistentVolumeClaim") == one(expected, "PersistentVolumeClaim")
+    deadline = spec["jobTemplate"]["spec"]["activeDeadlineSeconds"]
+    assert deadline >= seconds_of_once() + pod["terminationGracePeriodSeconds"]
+
+
+def test_the_cronjob_has_what_components_before_it_changed_in_the_pod(tmp_path: Path) -> None:
+    wanted = container_of(rendered_with("workloads", folder=tmp_path))["env"]
+    cronjob = one(rendered_with("workloads", "cronjob", folder=tmp_path), "CronJob")
+    (container,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["env"] == wanted

@@ -565,3 +565,23 @@ async def test_workloads_are_not_asked_about_what_is_displaced() -> None:
         await asyncio.sleep(DELAY + 0.1)
         assert on.read == [frozenset()]
         assert on.confirmed()
+
+
+async def test_a_name_is_unfinished_until_its_absence_is_confirmed_or_withdrawn() -> None:
+    async with scene() as on:
+        assert on.absences.unfinished == frozenset()
+        on.want()
+        on.want("shop/other/app", WEB)
+        assert on.absences.unfinished == {NAME, "shop/other/app"}
+        on.absences.withdraw("shop/other/app")
+        assert on.absences.unfinished == {NAME}
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.absences.unfinished == frozenset()
+
+
+async def test_a_name_that_a_cronjob_holds_is_not_waited_for() -> None:
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY)
+        assert on.absences.unfinished == frozenset()
+        on.living.add(NIGHTLY)
+        assert on.absences.unfinished == {"shop/nightly/app"}

@@ -34,9 +34,12 @@ __all__ = [
     "BatchUnclear",
     "Failed",
     "Forbidden",
+    "Known",
+    "KnownAnswer",
     "Limited",
     "NotFound",
     "Outcome",
+    "ReadBack",
     "Rejected",
     "Reply",
     "Told",
@@ -44,6 +47,7 @@ __all__ = [
     "Unconfirmed",
     "classify",
     "classify_batch",
+    "classify_known",
     "classify_stop",
     "clean_text",
     "outcome_of",
@@ -197,6 +201,32 @@ class Outcome(StrEnum):
 BatchAnswer = Told | BatchUnclear | BatchRefused | Unauthorized | Limited | Failed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadBack:
+    """A record as GitHub gives it back: never with its status, name or version."""
+
+    deployment_name: str
+    digest: str
+    logical_environment: str
+    physical_environment: str
+    cluster: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Known:
+    """
+    The records that GitHub holds for a digest.
+
+    `complete` says that these are all; otherwise nothing follows from one that is not among them.
+    """
+
+    records: tuple[ReadBack, ...]
+    complete: bool
+
+
+KnownAnswer = Known | NotFound | Forbidden | Rejected | Unauthorized | Limited | Failed
+
+
 def outcome_of(answer: Answer | BatchRefused | BatchUnclear) -> Outcome:
     """Return what an answer is counted as."""
     match answer:
@@ -250,6 +280,22 @@ def classify_batch(reply: Reply, records: Sequence[Record]) -> BatchAnswer:
         return BatchRefused(reason=_reason(reply), by_content=False)
     if status in _MALFORMED or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
         return BatchRefused(reason=_reason(reply), by_content=True)
+    return _failed(reply)
+
+
+def classify_known(reply: Reply) -> KnownAnswer:
+    """Return what a reply to the question for a digest's records means."""
+    status = reply.status
+    if status == HTTPStatus.OK:
+        return _judge_known(reply)
+    if (stop := classify_stop(reply)) is not None:
+        return stop
+    if status == HTTPStatus.FORBIDDEN:
+        return Forbidden(reason=f"{_reason(reply)}: {FORBIDDEN_HELP}")
+    if status == HTTPStatus.NOT_FOUND:
+        return NotFound(reason=f"{_reason(reply)}: {NOT_FOUND_HELP}")
+    if status in _MALFORMED:
+        return Rejected(reason=_reason(reply))
     return _failed(reply)
 
 
@@ -338,6 +384,32 @@ def _is_about(body: bytes, records: Sequence[Record]) -> bool:
         for record in records
     )
     return sum(map(body.count, (b"[", b"{", b","))) <= most
+
+
+def _judge_known(reply: Reply) -> Known | Failed:
+    body = _json(reply)
+    records = body.get("deployment_records") if isinstance(body, Mapping) else None
+    if not isinstance(body, Mapping) or not isinstance(records, list):
+        reason = f"HTTP {reply.status} without a readable list of records"
+        return Failed(reason=reason, landed=False)
+    found = tuple(_read_back(each) for each in records if isinstance(each, Mapping))
+    total = body.get("total_count")
+    whole = len(found) == len(records) and (not isinstance(total, int) or total <= len(found))
+    return Known(records=found, complete=whole)
+
+
+def _read_back(raw: Mapping[str, object]) -> ReadBack:
+    def text(field: str) -> str:
+        value = raw.get(field)
+        return value if isinstance(value, str) else ""
+
+    return ReadBack(
+        deployment_name=text("deployment_name"),
+        digest=text("digest"),
+        logical_environment=text("logical_environment"),
+        physical_environment=text("physical_environment"),
+        cluster=text("cluster"),
+    )
 
 
 def _judge_cause(status: int, cause: str) -> NotFound | Forbidden | Rejected:

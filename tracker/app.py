@@ -25,15 +25,16 @@ from tracker.auth import AppToken, FixedToken, TokenFile, read_key, read_key_fil
 from tracker.catalog import Catalog, Kept
 from tracker.cluster import Cluster
 from tracker.condition import Condition
-from tracker.delivery import Delivery
+from tracker.delivery import Delivery, Sender
 from tracker.drift import is_mass
 from tracker.entries import Account, Entry, account_of
 from tracker.errors import LedgerError, ListError
-from tracker.github import GitHub, Tokens
+from tracker.github import DryRun, GitHub, Tokens
 from tracker.health import HealthServer
 from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
 from tracker.judging import covers, is_kept, leaves_out
 from tracker.ledger import MemoryLedger, SqliteLedger
+from tracker.ledger_reader import read_ledger
 from tracker.logs import Lines
 from tracker.lookups import Lookups
 from tracker.metrics import Metrics
@@ -45,7 +46,21 @@ from tracker.settings import Settings
 from tracker.transport import Transport, proxy_of
 from tracker.vitals import Vitals
 
-__all__ = ["USER_AGENT", "Tracker", "open_tokens", "open_tracker"]
+__all__ = [
+    "DRY_RUN",
+    "USER_AGENT",
+    "Ledger",
+    "Tracker",
+    "copy_ledger",
+    "make_lines",
+    "make_pace",
+    "open_github",
+    "open_ledger",
+    "open_tokens",
+    "open_tracker",
+]
+
+Ledger = MemoryLedger | SqliteLedger
 
 USER_AGENT = f"deployment-tracker/{__version__}"
 GONE_SECONDS = 600.0
@@ -58,6 +73,12 @@ FRESH_PART = 0.1
 REASONS_TOLD = 10
 """Of the reasons why names are not acknowledged the most frequent ones are told in a line."""
 AGEING_SECONDS = 24 * 3600.0
+DRY_RUN = "a dry run: nothing is sent to GitHub, and nothing is written to the ledger"
+"""What is said at the start of one."""
+DRY_RATE = 1000.0
+"""Posts a second of a dry run, which asks nobody for anything."""
+BREATH = 100
+"""Pods that are seen before the loop gets to do something else."""
 
 _log = structlog.get_logger(__name__)
 
@@ -68,7 +89,8 @@ class Tracker:
 
     Build it with `open_tracker`, which also runs and stops its tasks. `foreign` says that the
     ledger was kept for another cluster than the one of this `fingerprint`: what is absent here is
-    no deletion then.
+    no deletion then. In a `dry_run` nothing is sent: `github` is
+    one that only answers.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -76,12 +98,13 @@ class Tracker:
         *,
         settings: Settings,
         cluster: Cluster,
-        github: GitHub,
-        ledger: MemoryLedger | SqliteLedger,
+        github: Sender,
+        ledger: Ledger,
         stdout: TextIO,
         metrics: Metrics,
         foreign: bool,
         fingerprint: str,
+        dry_run: bool = False,
     ) -> None:
         self.metrics = metrics
         self._vitals = Vitals()
@@ -89,12 +112,7 @@ class Tracker:
         self.settings = settings
         self.cluster = cluster
         self.ledger = ledger
-        self.pace = Pace(
-            rate=settings.github_rate,
-            burst=settings.github_burst,
-            chance=chance,
-            not_before=ledger.pause_until,
-        )
+        self.pace = make_pace(settings, ledger, dry_run=dry_run)
         self.catalog = Catalog(enabled=settings.workloads)
         self.inventory = Inventory(
             template=settings.dn_template,
@@ -147,15 +165,11 @@ class Tracker:
             passed=lambda well: metrics.reconciled(well=well),
         )
         self._delivery = Delivery(
-            judge=self._judge,
+            judge=self.judge,
             ledger=ledger,
             sender=github,
             absences=self._absences,
-            reporter=Lines(
-                stream=stdout,
-                now=lambda: datetime.now(tz=UTC),
-                as_json=settings.log_format == "json",
-            ),
+            reporter=make_lines(settings, stdout, dry_run=dry_run),
             pace=self.pace,
             workers=settings.workers,
             batches=bool(settings.cluster) and settings.bulk_cluster_sync,
@@ -189,6 +203,56 @@ class Tracker:
     def request_reconcile(self) -> None:
         """Take note that the watch began anew: what went in the gap it will not tell."""
         self._reconciler.request()
+
+    # What does without a watch (`tracker.commands`).
+
+    async def see_all(self) -> None:
+        """Take note of every pod that there is. Raises `ListError`."""
+        for count, raw in enumerate(await self.cluster.fetch_pods(), start=1):
+            self.see(raw)
+            if count % BREATH == 0:
+                await asyncio.sleep(0)
+
+    async def reconcile(self) -> None:
+        """Compare what was seen with what is there, once, and mend it. Raises `ListError`."""
+        await self._reconciler.once()
+
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Return the names of which something is to be sent, settled or confirmed yet."""
+        return self._delivery.unfinished | self._absences.unfinished | self._lookups.unfinished
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Return all names: those that pods declare and those of the ledger."""
+        known = (entry.deployment_name for entry in self.ledger.entries())
+        return frozenset(self.inventory.names()).union(known)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Tell whether the ledger was kept for another cluster: what is absent stays as it is."""
+        return self._foreign
+
+    def unacknowledged(self) -> list[Entry]:
+        """Return the entries that are ours to deliver and of which not all is acknowledged."""
+        return [
+            entry
+            for entry in self.ledger.entries()
+            if account_of(entry) is not Account.ACKNOWLEDGED and self._covers(entry)
+        ]
+
+    def repost(self, name: str) -> bool:
+        """
+        Have what is acknowledged of a name posted again: GitHub may have lost it.
+
+        Return False, and do nothing, for one that is not ours to speak of: of another cluster, or
+        of a namespace that is not watched.
+        """
+        entry = self.ledger.get(name)
+        if entry is None or self._foreign or not self._covers(entry):
+            return False
+        self._delivery.repost(name)
+        return True
 
     # What reconcile sees and tells.
 
@@ -484,8 +548,12 @@ class Tracker:
     def _touch(self, name: str) -> None:
         self._delivery.touch(name)
 
-    def _judge(self, name: str, acknowledged: Record | None) -> Judgement:
-        """Judge a name by the inventory, but for an absence that a list can't speak about."""
+    def judge(self, name: str, acknowledged: Record | None) -> Judgement:
+        """
+        Judge a name by the inventory, but for an absence that a list can't speak about.
+
+        `acknowledged` is what GitHub holds as far as is known.
+        """
         judgement = self.inventory.judge(name, acknowledged)
         if isinstance(judgement, Deployed) and self._lookups.awaits(judgement.workload, name):
             return Held(displaced=False)
@@ -514,13 +582,20 @@ class Tracker:
 
 @asynccontextmanager
 async def open_tracker(
-    settings: Settings, *, environ: Mapping[str, str], stdout: TextIO
+    settings: Settings,
+    *,
+    environ: Mapping[str, str],
+    stdout: TextIO,
+    dry_run: bool = False,
+    serves: bool = True,
 ) -> AsyncIterator[Tracker]:
     """
     Yield a tracker whose tasks run; stop them and close what it opened at the end.
 
-    Raises `CredentialsError`, `ConnectionSettingError`, `LedgerError` or `PortError` before
-    anything is connected to.
+    In a `dry_run` nothing is sent and no token is asked for, and the ledger's file is left alone:
+    what it holds is copied into memory. `serves`: metrics and probes, at the port of the settings.
+    Raises `CredentialsError`, `ConnectionSettingError`,
+    `LedgerError` or `PortError` before anything is connected to.
     """
     metrics = Metrics(
         version=__version__, kopf_version=importlib.metadata.version("kopf"), wall=time.time
@@ -535,19 +610,19 @@ async def open_tracker(
             )
         )
         endpoint = await cluster.check_credentials()
-        ledger = _ledger(settings, metrics)
-        await stack.enter_async_context(ledger)
+        ledger: Ledger
+        github: Sender
+        if dry_run:
+            ledger = copy_ledger(settings)
+        else:
+            ledger = await stack.enter_async_context(open_ledger(settings, metrics))
         known = await ledger.seen_cluster(endpoint.fingerprint)
-        transport = await stack.enter_async_context(
-            Transport(
-                base_url=settings.base_url,
-                user_agent=USER_AGENT,
-                proxy=proxy_of(settings.base_url, environ) if settings.proxy_from_env else None,
-                ca_file=settings.ca_file,
+        if dry_run:
+            github = DryRun()
+        else:
+            github = await stack.enter_async_context(
+                open_github(settings, environ=environ, meter=metrics)
             )
-        )
-        tokens = open_tokens(settings, transport)
-        github = GitHub(transport=transport, scope=settings.scope, tokens=tokens, meter=metrics)
         tracker = Tracker(
             settings=settings,
             cluster=cluster,
@@ -557,8 +632,9 @@ async def open_tracker(
             metrics=metrics,
             foreign=not known and not settings.ledger_adopt,
             fingerprint=endpoint.fingerprint,
+            dry_run=dry_run,
         )
-        if settings.metrics_port:
+        if serves and settings.metrics_port:
             await stack.enter_async_context(
                 HealthServer(
                     host=None,
@@ -573,6 +649,67 @@ async def open_tracker(
             yield tracker
         finally:
             await tracker.stop()
+
+
+@asynccontextmanager
+async def open_github(
+    settings: Settings, *, environ: Mapping[str, str], meter: Metrics | None = None
+) -> AsyncIterator[GitHub]:
+    """Yield a client for GitHub; close it at the end. Raises `ConnectionSettingError`."""
+    async with Transport(
+        base_url=settings.base_url,
+        user_agent=USER_AGENT,
+        proxy=proxy_of(settings.base_url, environ) if settings.proxy_from_env else None,
+        ca_file=settings.ca_file,
+    ) as transport:
+        tokens = open_tokens(settings, transport)
+        yield GitHub(transport=transport, scope=settings.scope, tokens=tokens, meter=meter)
+
+
+def open_ledger(settings: Settings, meter: Metrics | None = None) -> Ledger:
+    """Return the ledger, to be entered, which raises `LedgerError` when it can't be opened."""
+    if settings.ledger_path is None:
+        return MemoryLedger()
+    return SqliteLedger(
+        path=settings.ledger_path, identity=settings.identity, wall=time.time, meter=meter
+    )
+
+
+def copy_ledger(settings: Settings) -> MemoryLedger:
+    """
+    Return what the ledger's file holds, in memory, whoever has the file; empty if there is none.
+
+    Raises `LedgerError` when it can't be read.
+    """
+    if settings.ledger_path is None or not settings.ledger_path.exists():
+        return MemoryLedger()
+    reading = read_ledger(settings.ledger_path, settings.identity)
+    return MemoryLedger.copied(
+        reading.entries,
+        written_at=reading.written_at,
+        others=reading.others,
+        fingerprint=reading.fingerprint,
+    )
+
+
+def make_pace(settings: Settings, ledger: Ledger, *, dry_run: bool = False) -> Pace:
+    """Return the pace at which GitHub is asked, which an earlier run's limit may hold back."""
+    return Pace(
+        rate=DRY_RATE if dry_run else settings.github_rate,
+        burst=settings.github_burst,
+        chance=random.SystemRandom().random,
+        not_before=0.0 if dry_run else ledger.pause_until,
+    )
+
+
+def make_lines(settings: Settings, stdout: TextIO, *, dry_run: bool = False) -> Lines:
+    """Return what tells of records on stdout."""
+    return Lines(
+        stream=stdout,
+        now=lambda: datetime.now(tz=UTC),
+        as_json=settings.log_format == "json",
+        dry_run=dry_run,
+    )
 
 
 def open_tokens(settings: Settings, transport: Transport) -> Tokens:
@@ -592,15 +729,7 @@ def open_tokens(settings: Settings, transport: Transport) -> Tokens:
     return FixedToken(settings.api_token)
 
 
-def _ledger(settings: Settings, metrics: Metrics) -> MemoryLedger | SqliteLedger:
-    if settings.ledger_path is None:
-        return MemoryLedger()
-    return SqliteLedger(
-        path=settings.ledger_path, identity=settings.identity, wall=time.time, meter=metrics
-    )
-
-
-def _introduce(settings: Settings, server: str, ledger: MemoryLedger | SqliteLedger) -> None:
+def _introduce(settings: Settings, server: str, ledger: Ledger) -> None:
     """Say at the start who watches what, and what an operator should know of the settings."""
     for warning in settings.warnings():
         _log.warning(warning)

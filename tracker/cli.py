@@ -7,7 +7,8 @@ are heavy to import are imported by the command that needs them.
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -33,80 +34,6 @@ _EPILOG = """
 Completion of commands and options (bash; or zsh_source, fish_source):
   eval "$(_DEPLOYMENT_TRACKER_COMPLETE=bash_source deployment-tracker)"
 """
-
-
-@click.group(context_settings=_HELP, epilog=_EPILOG)
-@click.version_option(__version__, "--version", prog_name="deployment-tracker")
-def _cli() -> None:
-    """
-    Keep GitHub's deployment records true.
-
-    What runs in a Kubernetes cluster is recorded as deployed, what is gone as decommissioned.
-    Without a command: run.
-    """
-
-
-@_cli.command(context_settings=_HELP)
-@click.option("--kubeconfig", metavar="PATH", help="Path to a kubeconfig file.")
-@click.option("--namespace", metavar="NAME", help="Namespace to watch (empty: all).")
-@click.option(
-    "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
-)
-@click.option("--workers", metavar="N", help="How many workers post, 1 to 100 (2).")
-@click.option("--metrics-port", metavar="PORT", help="Port for metrics and probes (9090; 0: none).")
-def run(**flags: str | None) -> None:
-    """
-    Watch pods and post records until stopped.
-
-    The other settings are environment variables: ORG is required, API_TOKEN is the token.
-    Flags may have one dash or two.
-    """
-    from tracker.imports import lighten
-
-    lighten()
-    from tracker import logs
-    from tracker.errors import (
-        ConnectionSettingError,
-        CredentialsError,
-        LedgerError,
-        LedgerLockedError,
-        PortError,
-    )
-    from tracker.settings import SettingsError, load
-
-    try:
-        settings = load(flags, os.environ)
-    except SettingsError as error:
-        _refuse(error.mistakes)
-    logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
-    from tracker.main import run as run_tracker
-
-    try:
-        sys.exit(run_tracker(settings))
-    except LedgerLockedError as error:
-        # No mistake in the settings: the other process may end, and a later start may do.
-        _refuse([str(error)], code=EXIT_FAILURE)
-    except (CredentialsError, LedgerError, ConnectionSettingError, PortError) as error:
-        _refuse([str(error)])
-
-
-@_cli.command(context_settings=_HELP)
-@click.option(
-    "--pods",
-    type=click.IntRange(1, 5000),
-    default=20,
-    show_default=True,
-    help="How many pods start at first, over 8 workloads.",
-)
-@click.option("--keep", is_flag=True, help="Leave the servers up and print their addresses.")
-@click.option("--seed", type=int, default=1, show_default=True, help="What chance starts from.")
-def demo(pods: int, *, keep: bool, seed: int) -> None:
-    """Run the whole job against a simulated cluster and GitHub on this machine."""
-    from tracker.sandbox.story import tell
-
-    sys.exit(tell(pods=pods, keep=keep, seed=seed))
-
-
 _EXPLAIN = """
 Why one pod is recorded as it is, or is not.
 
@@ -156,11 +83,6 @@ Exit codes: 0 GitHub acknowledged all; 1 something is pending, parked or not
 found, or the ledger is busy; 2 a setting or the ledger can't be used.
 """
 
-
-def _short_help(text: str) -> str:
-    return text.strip().split("\n", 1)[0]
-
-
 _output = click.option(
     "--output",
     "-o",
@@ -173,19 +95,105 @@ _file = click.option(
     "--file", "-f", metavar="PATH", help="Read pods from a file (- for stdin), not the cluster."
 )
 _kubeconfig = click.option("--kubeconfig", metavar="PATH", help="Path to a kubeconfig file.")
-_namespace = click.option(
-    "--namespace", metavar="NAME", help="Namespace that is watched (empty: all)."
-)
+_namespace = click.option("--namespace", metavar="NAME", help="Namespace to watch (empty: all).")
 _exclude = click.option(
     "--exclude-namespaces", metavar="GLOBS", help="Namespaces left out, e.g. 'kube-*,test'."
 )
+_workers = click.option("--workers", metavar="N", help="How many workers post, 1 to 100 (2).")
+
+
+def _flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the flags of the settings that it may need."""
+    for flag in (_workers, _exclude, _namespace, _kubeconfig):
+        command = flag(command)
+    return command
+
+
+def _short_help(text: str) -> str:
+    return text.strip().split("\n", 1)[0]
+
+
+@click.group(context_settings=_HELP, epilog=_EPILOG)
+@click.version_option(__version__, "--version", prog_name="deployment-tracker")
+def _cli() -> None:
+    """
+    Keep GitHub's deployment records true.
+
+    What runs in a Kubernetes cluster is recorded as deployed, what is gone as decommissioned.
+    Without a command: run.
+    """
 
 
 @_cli.command(context_settings=_HELP)
-@_kubeconfig
-@_namespace
-@_exclude
-@click.option("--workers", metavar="N", help="How many workers post.")
+@_flags
+@click.option("--fix", is_flag=True, help="Post again what GitHub does not hold.")
+@_output
+@click.option("--all", "show_all", is_flag=True, help="Show the names that agree, too.")
+@click.option(
+    "--concurrency",
+    type=click.IntRange(1, 4),
+    default=2,
+    show_default=True,
+    help="How many questions may be under way at once.",
+)
+@click.option(
+    "--resume",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Where answers are kept, so that an interrupted audit goes on (beside the ledger).",
+)
+def audit(
+    *,
+    fix: bool,
+    output: str,
+    show_all: bool,
+    concurrency: int,
+    resume: Path | None,
+    **flags: str | None,
+) -> None:
+    """
+    Hold cluster, ledger and GitHub against each other, digest by digest.
+
+    GitHub tells which names it holds for a digest, and not whether they are deployed: that is the
+    ledger's word. Exit code 0: all agree; 1: something differs, or could not be asked; 2: a
+    setting can't be used.
+    """
+    settings = _load(flags)
+    from tracker.commands.audit import audit as run_audit
+    from tracker.commands.output import Format
+
+    with _refusing():
+        sys.exit(
+            run_audit(
+                settings,
+                fix=fix,
+                output=Format(output),
+                show_all=show_all,
+                concurrency=concurrency,
+                resume=resume,
+            )
+        )
+
+
+@_cli.command(context_settings=_HELP)
+@click.option(
+    "--pods",
+    type=click.IntRange(1, 5000),
+    default=20,
+    show_default=True,
+    help="How many pods start at first, over 8 workloads.",
+)
+@click.option("--keep", is_flag=True, help="Leave the servers up and print their addresses.")
+@click.option("--seed", type=int, default=1, show_default=True, help="What chance starts from.")
+def demo(pods: int, *, keep: bool, seed: int) -> None:
+    """Run the whole job against a simulated cluster and GitHub on this machine."""
+    from tracker.sandbox.story import tell
+
+    sys.exit(tell(pods=pods, keep=keep, seed=seed))
+
+
+@_cli.command(context_settings=_HELP)
+@_flags
 @click.option("--env-file", type=click.Path(path_type=Path), help="A .env that kopf run reads.")
 @_output
 def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:
@@ -195,6 +203,7 @@ def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:
     Nothing is written anywhere. Exit code 0: all is well or only warned of; 1: a check failed;
     2: a setting can't be used.
     """
+    _lighten()
     from tracker import logs
     from tracker.commands import doctor as command
     from tracker.commands.output import Format
@@ -223,6 +232,41 @@ def explain(pod: str, file: str | None, output: str, **flags: str | None) -> Non
     sys.exit(explain_pod(settings, pod=pod, file=file, output=Format(output)))
 
 
+@_cli.command(context_settings=_HELP)
+@_flags
+@click.option("--dry-run", is_flag=True, help="Send nothing: say what would be posted.")
+@click.option("--retire", is_flag=True, help="Decommission all that stands, before an uninstall.")
+@click.option("--yes", is_flag=True, help="With --retire: don't ask.")
+@click.option(
+    "--timeout", metavar="DURATION", default="10m", show_default=True, help="Give up after this."
+)
+def once(*, dry_run: bool, retire: bool, yes: bool, timeout: str, **flags: str | None) -> None:
+    """
+    Bring GitHub in step with the cluster once, and exit.
+
+    Exit code 0: everything is true; 1: something was refused, not found or not delivered in time;
+    2: a setting can't be used.
+    """
+    from tracker.settings import read_duration
+
+    try:
+        seconds = read_duration(timeout).total_seconds()
+    except ValueError as error:
+        _refuse([f"--timeout: {error}"])
+    if yes and not retire:
+        _refuse(["--yes: it answers what --retire asks; give both, or none"])
+    settings = _load(flags)
+    if retire:
+        from tracker.commands.retire import retire as run_retire
+
+        with _refusing():
+            sys.exit(run_retire(settings, seconds=seconds, yes=yes, dry_run=dry_run))
+    from tracker.commands.once import once as run_once
+
+    with _refusing():
+        sys.exit(run_once(settings, seconds=seconds, dry_run=dry_run))
+
+
 @_cli.command(context_settings=_HELP, help=_PLAN, short_help=_short_help(_PLAN))
 @_file
 @_output
@@ -237,6 +281,24 @@ def plan(file: str | None, output: str, *, everything: bool, **flags: str | None
     from tracker.commands.plan import plan as show_plan
 
     sys.exit(show_plan(settings, file=file, output=Format(output), everything=everything))
+
+
+@_cli.command(context_settings=_HELP)
+@_flags
+@click.option("--metrics-port", metavar="PORT", help="Port for metrics and probes (9090; 0: none).")
+@click.option("--dry-run", is_flag=True, help="Send nothing: say what would be posted.")
+def run(*, dry_run: bool, **flags: str | None) -> None:
+    """
+    Watch pods and post records until stopped.
+
+    The other settings are environment variables: ORG is required, API_TOKEN is the token.
+    Flags may have one dash or two.
+    """
+    settings = _load(flags)
+    from tracker.main import run as run_tracker
+
+    with _refusing():
+        sys.exit(run_tracker(settings, dry_run=dry_run))
 
 
 @_cli.command(
@@ -294,6 +356,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = False) -> "Settings":
     """Return the settings of a command that only looks, or tell what can't be used and exit."""
+    _lighten()
     from tracker import logs
     from tracker.commands.view import FIELDS
     from tracker.settings import SettingsError, load
@@ -304,6 +367,54 @@ def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = Fals
         _refuse(error.mistakes)
     logs.configure(level="error", as_json=False)
     return settings
+
+
+def _load(flags: Mapping[str, str | None]) -> "Settings":
+    """Return the settings, with diagnostics set up as they say, or tell all mistakes and exit."""
+    _lighten()
+    from tracker import logs
+    from tracker.settings import SettingsError, load
+
+    try:
+        settings = load(flags, os.environ)
+    except SettingsError as error:
+        _refuse(error.mistakes)
+    logs.configure(level=settings.log_level, as_json=settings.log_format == "json")
+    return settings
+
+
+def _lighten() -> None:
+    """Leave out of what is imported next what nobody here uses."""
+    from tracker.imports import lighten
+
+    lighten()
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Tell what can't be used of what a command wants to open, and exit."""
+    from tracker.errors import (
+        AuditFileError,
+        ConnectionSettingError,
+        CredentialsError,
+        LedgerError,
+        LedgerLockedError,
+        PortError,
+    )
+
+    try:
+        yield
+    except LedgerLockedError as error:
+        # No mistake in the settings: the other process may end, and a later start may do.
+        _refuse([str(error)], code=EXIT_FAILURE)
+    except (
+        AuditFileError,
+        CredentialsError,
+        LedgerError,
+        ConnectionSettingError,
+        PortError,
+    ) as error:
+        _refuse([str(error)])
 
 
 def _refuse(mistakes: Sequence[str], *, code: int = EXIT_CONFIGURATION) -> NoReturn:

@@ -245,6 +245,20 @@ class Delivery:
         """Return when a worker took a name last, or when there was one to take after none."""
         return self._tried_at
 
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """
+        Return the names that are to be sent, now or when a failure's wait is over.
+
+        Those that GitHub refused are not among them until they are to be asked for again.
+        """
+        waiting = {name for name in self._timers if not self._is_refused(name)}
+        return frozenset(self._queued | self._busy | self._behind.keys() | waiting)
+
+    def _is_refused(self, name: str) -> bool:
+        entry = self._ledger.get(name)
+        return entry is not None and entry.state in {State.NOT_FOUND, State.PARKED}
+
     def touch(self, name: str) -> None:
         """Have a name looked at: something about it may have changed."""
         now = asyncio.get_running_loop().time()

@@ -2,6 +2,7 @@
 What can go wrong outside of us, in the words of whoever has to mend it.
 
     TrackerError
+    ├── AuditFileError          the answers of an audit can't be kept where they were asked for
     ├── CredentialsError        no way to the API server is configured
     ├── ConnectionSettingError  a token, key, proxy or CA for GitHub can't be used
     ├── ListError               a list of pods could not be had
@@ -19,6 +20,7 @@ What GitHub says is not here: expected answers are values (`tracker.answers`).
 """
 
 __all__ = [
+    "AuditFileError",
     "ConnectionSettingError",
     "CredentialsError",
     "LedgerError",
@@ -37,6 +39,10 @@ __all__ = [
 
 class TrackerError(Exception):
     """The base of all errors of this package; its text is one line for people."""
+
+
+class AuditFileError(TrackerError):
+    """What an audit asked for can't be kept or read again; the text says where and why."""
 
 
 class CredentialsError(TrackerError):

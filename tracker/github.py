@@ -1,16 +1,20 @@
 """
 GitHub's artifact metadata API: records out, answers back.
 
-A record goes alone, or up to a thousand of one cluster go in one call. What a reply means is
+A record goes alone, or up to a thousand of one cluster go in one call. What GitHub holds is read
+back by digest only, and is less than was sent: no status, name or version. What a reply means is
 decided in `tracker.answers`; what a network can do ends in `tracker.transport`. A token that GitHub
 refuses is renewed once, so that one which was rotated a moment ago costs nothing.
+
+In a dry run `DryRun` stands in for the client: it has no transport and no token, so there is
+nothing that could leave.
 
 https://docs.github.com/en/rest/orgs/artifact-metadata
 """
 
 import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
@@ -18,24 +22,29 @@ from urllib.parse import quote
 from pydantic import SecretStr
 
 from tracker.answers import (
+    Acknowledged,
     Answer,
     BatchAnswer,
     Failed,
+    KnownAnswer,
     Limited,
     Reply,
+    Told,
     Unauthorized,
     classify,
     classify_batch,
+    classify_known,
 )
+from tracker.images import Digest
 from tracker.records import Record, Scope, batch_payload
 from tracker.transport import Transport
 
-__all__ = ["GitHub", "Meter", "NoToken", "Tokens"]
+__all__ = ["DryRun", "GitHub", "Meter", "NoToken", "Tokens"]
 
 MAX_BODY = 64 * 1024
 """Bytes of an answer that are read; what follows is cut off and the answer judged by its status."""
 MAX_BATCH_BODY = 4 * 2**20
-"""The same for a batch, whose answer repeats each record."""
+"""The same for an answer that may hold many records: to a batch, or about a digest."""
 
 NoToken = Failed | Limited | Unauthorized
 """Why there is no token to send with, as an answer to what was to be sent with it."""
@@ -74,7 +83,8 @@ class GitHub:
         self._scope = scope
         self._tokens = tokens
         self._meter = meter
-        self._path = f"/orgs/{org}/artifacts/metadata/deployment-record"
+        self._artifacts_path = f"/orgs/{org}/artifacts"
+        self._path = f"{self._artifacts_path}/metadata/deployment-record"
         self._cluster_path = f"{self._path}/cluster/{cluster}"
 
     async def send(self, record: Record) -> Answer:
@@ -92,12 +102,45 @@ class GitHub:
         reply = await self._post("batch", self._cluster_path, payload, MAX_BATCH_BODY)
         return classify_batch(reply, records) if isinstance(reply, Reply) else reply
 
+    async def records_of(self, digest: Digest) -> KnownAnswer:
+        """Ask which records GitHub holds for a digest, and return what it said."""
+        path = f"{self._artifacts_path}/{quote(digest, safe=':')}/metadata/deployment-records"
+
+        async def get(token: SecretStr) -> Reply | Failed:
+            return await self._transport.get(path, token=token, max_answer=MAX_BATCH_BODY)
+
+        reply = await self._with_token(get)
+        return classify_known(reply) if isinstance(reply, Reply) else reply
+
     async def _post(self, call: str, path: str, payload: object, most: int) -> Reply | NoToken:
         body = json.dumps(payload, separators=(",", ":")).encode()
+
+        async def post(token: SecretStr) -> Reply | Failed:
+            began = asyncio.get_running_loop().time()
+            reply = await self._transport.post(path, body=body, token=token, max_answer=most)
+            self._count(call, reply, seconds=asyncio.get_running_loop().time() - began)
+            return reply
+
+        return await self._with_token(post)
+
+    def _count(self, call: str, reply: Reply | Failed, *, seconds: float) -> None:
+        if self._meter is None:
+            return
+        self._meter.requested(
+            call,
+            status=reply.status if isinstance(reply, Reply) else None,
+            seconds=seconds,
+            headers=reply.headers if isinstance(reply, Reply) else {},
+        )
+
+    async def _with_token(
+        self, request: Callable[[SecretStr], Awaitable[Reply | Failed]]
+    ) -> Reply | NoToken:
+        """Make a request with the token, and once more with another one when that is refused."""
         token = await self._tokens.token()
         if not isinstance(token, SecretStr):
             return token
-        reply = await self._ask(call, path, body, token, most)
+        reply = await request(token)
         if not isinstance(reply, Reply) or reply.status != HTTPStatus.UNAUTHORIZED:
             return reply
         renewed = await self._tokens.renew(token)
@@ -105,19 +148,16 @@ class GitHub:
             return renewed
         if renewed == token:
             return reply
-        return await self._ask(call, path, body, renewed, most)
+        return await request(renewed)
 
-    async def _ask(
-        self, call: str, path: str, body: bytes, token: SecretStr, most: int
-    ) -> Reply | Failed:
-        loop = asyncio.get_running_loop()
-        began = loop.time()
-        reply = await self._transport.post(path, body=body, token=token, max_answer=most)
-        if self._meter is not None:
-            self._meter.requested(
-                call,
-                status=reply.status if isinstance(reply, Reply) else None,
-                seconds=loop.time() - began,
-                headers=reply.headers if isinstance(reply, Reply) else {},
-            )
-        return reply
+
+class DryRun:
+    """A sender that sends nothing: whatever would be posted is taken for acknowledged."""
+
+    async def send(self, record: Record) -> Answer:  # noqa: ARG002 - what would be posted
+        """Answer as GitHub would that holds the record."""
+        return Acknowledged()
+
+    async def send_batch(self, records: Sequence[Record]) -> BatchAnswer:
+        """Answer as GitHub would that holds each of the records."""
+        return Told(answers=(Acknowledged(),) * len(records))

@@ -129,6 +129,36 @@ class MemoryLedger(_Mirror):
         super().__init__()
         self._wall = wall
 
+    @classmethod
+    def copied(
+        cls,
+        entries: Iterable[Entry],
+        *,
+        written_at: Mapping[str, float],
+        others: Mapping[Identity, int],
+        fingerprint: str | None,
+        wall: Callable[[], float] = time.time,
+    ) -> Self:
+        """
+        Return a ledger that begins with what another one held when it was read.
+
+        Times in the entries are wall times (`tracker.ledger_reader`). What it is of, it forgets
+        like the rest: nothing of it is written anywhere.
+        """
+        ledger = cls(wall=wall)
+        now = Moment(loop=asyncio.get_running_loop().time(), wall=wall())
+        for entry in entries:
+            moved = replace(
+                entry,
+                acknowledged_at=now.to_loop(entry.acknowledged_at),
+                not_before=now.to_loop(entry.not_before),
+                settle_at=now.to_loop(entry.settle_at),
+            )
+            ledger._keep(reopen(moved, now=now.loop), written_at[entry.deployment_name])
+        ledger._others = others
+        ledger._fingerprint = fingerprint
+        return ledger
+
     async def __aenter__(self) -> Self:
         return self
 

@@ -38,14 +38,22 @@ class Lines:
     The lines on stdout.
 
     `now()` returns the time as an aware datetime. With `as_json` each line is a JSON object of
-    the same facts.
+    the same facts. In a dry run nothing is acknowledged: what would be posted is told as that.
     """
 
-    def __init__(self, *, stream: TextIO, now: Callable[[], datetime], as_json: bool) -> None:
+    def __init__(
+        self,
+        *,
+        stream: TextIO,
+        now: Callable[[], datetime],
+        as_json: bool,
+        dry_run: bool = False,
+    ) -> None:
         self._stream = stream
         self._now = now
         self._as_json = as_json
         self._told: set[Trouble] = set()
+        self._dry_run = dry_run
 
     def acknowledged(self, record: Record) -> None:
         """Tell that GitHub acknowledged a record."""
@@ -55,7 +63,8 @@ class Lines:
             "digest": record.digest,
             "status": record.status.value,
         }
-        self._write("OK", record, facts)
+        outcome, action = ("WOULD", "POST") if self._dry_run else ("OK", _ACTIONS[record.status])
+        self._write(outcome, action, facts)
 
     def failed(self, record: Record, reason: str) -> None:
         """Tell that a record failed, and on stderr what to do, once for each trouble."""
@@ -64,7 +73,7 @@ class Lines:
             "deployment_name": record.deployment_name,
             "error": clean_text(reason, MAX_ERROR),
         }
-        self._write("FAILED", record, facts)
+        self._write("FAILED", _ACTIONS[record.status], facts)
         trouble = trouble_of(reason)
         if trouble is not None and trouble not in self._told:
             self._told.add(trouble)
@@ -77,9 +86,8 @@ class Lines:
                 next=advice.next_step,
             )
 
-    def _write(self, outcome: str, record: Record, facts: dict[str, str]) -> None:
+    def _write(self, outcome: str, action: str, facts: dict[str, str]) -> None:
         time = self._now().astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-        action = _ACTIONS[record.status]
         if self._as_json:
             line = json.dumps({"time": time, "outcome": outcome, "action": action, **facts})
         else:

@@ -84,6 +84,11 @@ class Lookups:
         self._is_news.set()
         return True
 
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Return the names that wait for what their workloads say."""
+        return frozenset().union(*self._news.values())
+
     async def run(self) -> None:
         """Read what is news, for ever."""
         while True:

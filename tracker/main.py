@@ -122,14 +122,14 @@ async def _on_phase(body: kopf.Body, memo: kopf.Memo, **_: object) -> None:
     tracker.see(body)
 
 
-def run(settings: Settings) -> int:
+def run(settings: Settings, *, dry_run: bool = False) -> int:
     """
     Run the tracker until it is told to stop; return the exit code.
 
     SIGTERM and SIGINT stop the watch and drain what is due; a second one ends that too. Raises
-    `CredentialsError` before anything is connected to.
+    `CredentialsError` before anything is connected to. In a `dry_run` nothing is sent to GitHub.
     """
-    return asyncio.run(serve(settings))
+    return asyncio.run(serve(settings, dry_run=dry_run))
 
 
 # How `kopf run` runs the tracker.

@@ -12,7 +12,15 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from tracker.answers import Answer, BatchAnswer, BatchRefused, Failed, Limited, Unauthorized
+from tracker.answers import (
+    Answer,
+    BatchAnswer,
+    BatchRefused,
+    Failed,
+    KnownAnswer,
+    Limited,
+    Unauthorized,
+)
 from tracker.backoff import delay_after
 
 __all__ = ["Bucket", "Pace"]
@@ -86,6 +94,10 @@ class Pace:
         self._opened_at = asyncio.get_running_loop().time()
         self._opened.set()
 
+    async def opened(self) -> None:
+        """Wait until sending was permitted for the first time."""
+        await self._opened.wait()
+
     @property
     def is_open(self) -> bool:
         """Tell whether sending was ever permitted."""
@@ -143,7 +155,7 @@ class Pace:
             await asyncio.sleep(wait)
         self._bucket.take(loop.time())
 
-    def note(self, answer: Answer | BatchAnswer) -> float:
+    def note(self, answer: Answer | BatchAnswer | KnownAnswer) -> float:
         """Take note of an answer; return the seconds by which it stops everyone, mostly 0."""
         now = asyncio.get_running_loop().time()
         left = max(self.not_before - now, 0.0)

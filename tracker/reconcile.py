@@ -263,6 +263,12 @@ class Absences:
         self._wanted[name] = _Wanted(workload=workload, since=since, due=now + delay, absent=absent)
         self._changed.set()
 
+    @property
+    def unfinished(self) -> frozenset[str]:
+        """Return the names that wait to be confirmed, but for those that a CronJob holds."""
+        now = asyncio.get_running_loop().time()
+        return frozenset(self._wanted.keys() - self._held(self._wanted, now).keys())
+
     def doubt(self, names: Iterable[str]) -> None:
         """Take a list's word for the absence of these names only when a later one agrees."""
         self._doubted.update(names)
@@ -318,23 +324,26 @@ class Absences:
 
     def _without_held(self, due: dict[str, _Wanted], now: float) -> dict[str, _Wanted]:
         """Put off the names that a CronJob holds between its runs; return the others."""
+        held = self._held(due, now)
+        for wanted in held.values():
+            wanted.due = min(now + CRONJOB_LOOK_SECONDS, wanted.since + self._cronjob)
+        return {name: wanted for name, wanted in due.items() if name not in held}
+
+    def _held(self, names: Mapping[str, _Wanted], now: float) -> dict[str, _Wanted]:
+        """Return those of these names that a CronJob holds between its runs."""
         held = {
             name: wanted
-            for name, wanted in due.items()
+            for name, wanted in names.items()
             if wanted.absent
             and wanted.workload.kind == "CronJob"
             and now < wanted.since + self._cronjob
             and not self._unwanted(name)
         }
         if not held:
-            return due
+            return held
         # One that runs now without the container has dropped it: nothing to hold the name for.
         living = self._living()
-        for name, wanted in held.items():
-            if wanted.workload not in living:
-                wanted.due = min(now + CRONJOB_LOOK_SECONDS, wanted.since + self._cronjob)
-                del due[name]
-        return due
+        return {name: wanted for name, wanted in held.items() if wanted.workload not in living}
 
     async def _confirm(self, due: dict[str, _Wanted], patience: float) -> bool:
         """

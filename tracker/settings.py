@@ -51,6 +51,7 @@ __all__ = [
     "duration_text",
     "load",
     "origins",
+    "read_duration",
 ]
 
 T = TypeVar("T")
@@ -243,6 +244,13 @@ def _rules(given: object) -> object:
             raise ValueError(msg)
         pairs.append((glob.strip(), repository.strip()))
     return tuple(dict.fromkeys(pairs))
+
+
+def read_duration(text: str) -> timedelta:
+    """Return the duration that a text names, as in a setting. Raises `ValueError`."""
+    duration = _duration(text)
+    assert isinstance(duration, timedelta)  # noqa: S101 - what it returns for any text
+    return duration
 
 
 def _count(given: object) -> object:

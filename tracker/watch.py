@@ -15,7 +15,6 @@ come back in a year. So its watch is expected to show signs of life (`Pulse`).
 import asyncio
 import os
 import random
-import signal
 import sys
 from collections.abc import Collection, Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -28,10 +27,11 @@ import kopf
 import structlog
 
 from tracker.answers import clean_text
-from tracker.app import Tracker, open_tracker
+from tracker.app import DRY_RUN, Tracker, open_tracker
 from tracker.backoff import delay_after
 from tracker.inventory import Inventory
 from tracker.settings import Settings
+from tracker.stopping import Signals
 
 __all__ = [
     "CALM_SECONDS",
@@ -211,7 +211,7 @@ class _NoProgress(kopf.ProgressStorage):
         return essence
 
 
-async def serve(settings: Settings) -> int:
+async def serve(settings: Settings, *, dry_run: bool = False) -> int:
     """
     Run the tracker and the watch until told to stop; return the exit code.
 
@@ -220,11 +220,15 @@ async def serve(settings: Settings) -> int:
     loop = asyncio.get_running_loop()
     loop.set_task_factory(_create_task)
     loop.set_exception_handler(_tell)
-    stop = asyncio.Event()
-    signals = _Signals(loop=loop, stop=stop)
+    signals = Signals()
+    stop = signals.stop
     signals.take()
+    if dry_run:
+        _log.info(DRY_RUN)
     try:
-        async with open_tracker(settings, environ=os.environ, stdout=sys.stdout) as tracker:
+        async with open_tracker(
+            settings, environ=os.environ, stdout=sys.stdout, dry_run=dry_run
+        ) as tracker:
             watch = asyncio.create_task(_watch(tracker, stop, signals), name="watch")
             failure = asyncio.create_task(tracker.failure(), name="failure")
             stopped = asyncio.create_task(stop.wait(), name="stopped")
@@ -247,7 +251,7 @@ async def serve(settings: Settings) -> int:
     return 0
 
 
-async def _watch(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> None:
+async def _watch(tracker: Tracker, stop: asyncio.Event, signals: Signals) -> None:
     """Run Kopf, again and again, until told to stop: it ends on much that will pass."""
     loop = asyncio.get_running_loop()
     chance = random.SystemRandom().random
@@ -283,7 +287,7 @@ def _reason(operator: asyncio.Task[str]) -> str:
     return operator.result()
 
 
-async def _operate(tracker: Tracker, stop: asyncio.Event, signals: "_Signals") -> str:
+async def _operate(tracker: Tracker, stop: asyncio.Event, signals: Signals) -> str:
     """Run one operator until it ends, `stop` is set or its pulse is lost; return which it was."""
     pulse = Pulse()
     end = asyncio.Event()
@@ -326,28 +330,6 @@ def _tell(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
     reason = f"{type(error).__name__}: {clean_text(str(error))}" if error is not None else ""
     _log.error("unhandled in the background", message=context.get("message", ""), reason=reason)
-
-
-class _Signals:
-    """SIGTERM and SIGINT: the first sets `stop`, the second cancels the task that took them."""
-
-    def __init__(self, *, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-        self._loop = loop
-        self._stop = stop
-        self._task = asyncio.current_task(loop)
-        self.hurried = False
-
-    def take(self) -> None:
-        """Become the one who is told of them."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._on_signal)
-
-    def _on_signal(self) -> None:
-        if not self._stop.is_set():
-            self._stop.set()
-        elif self._task is not None:
-            self.hurried = True
-            self._task.cancel()
 
 
 # At its end an operator cancels every task of the loop that did not exist when it began, the

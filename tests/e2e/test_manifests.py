@@ -126,6 +126,38 @@ def test_it_is_applied_without_a_warning_and_a_second_time_without_a_change(
     assert all(line.endswith(" unchanged") for line in printed.splitlines()), printed
 
 
+def test_the_server_takes_the_cronjob_component(
+    tmp_path: Path, control_plane: ControlPlane
+) -> None:
+    root = os.path.relpath(ROOT / "manifests", tmp_path)
+    (tmp_path / "kustomization.yaml").write_text(
+        "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
+        f"resources: [{root}/base]\n"
+        f"components: [{root}/components/workloads, {root}/components/cronjob]\n"
+    )
+    text = render(tmp_path)
+    if text is None:
+        pytest.skip("kubectl is not on PATH")
+    control_plane.apply(*(m for m in yaml.safe_load_all(text) if m["kind"] == "Namespace"))
+    code, printed = kubectl(
+        control_plane, "apply", "--server-side", "--dry-run=server", "-f", "-", text=text
+    )
+    assert code == 0, printed
+    assert "Warning" not in printed
+    assert "cronjob.batch/deployment-tracker serverside-applied" in printed
+    # Not the pod of the Deployment, but the one that the CronJob's Jobs would make.
+    (cronjob,) = (m for m in yaml.safe_load_all(text) if m["kind"] == "CronJob")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "deployment-tracker-0"},
+        "spec": cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"],
+    }
+    path = "/api/v1/namespaces/deployment-tracker/pods?dryRun=All"
+    status, answer = control_plane.request("POST", path, pod)
+    assert status == 201, answer
+
+
 def test_its_pod_may_run_where_pod_security_is_restricted(
     applied: Applied, control_plane: ControlPlane
 ) -> None:

@@ -88,6 +88,7 @@ class Program:
     `environ` is the whole environment but for what Python itself needs. `folder` is where it
     runs (its `.env` and its home), so that no file of ours or of the machine is found there.
     `identity` is the user and the group it runs as, ours unless told (only root can tell).
+    `stdin` is a file descriptor, by default of nothing to read.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Program:
         environ: Mapping[str, str],
         folder: Path,
         identity: tuple[int, int] | None = None,
+        stdin: int = asyncio.subprocess.DEVNULL,
     ) -> None:
         self.command = tuple(command)
         self.stdout: list[str] = []
@@ -111,6 +113,7 @@ class Program:
         }
         self._folder = folder
         self._identity = identity
+        self._stdin = stdin
         self._changed = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._readers: list[asyncio.Task[None]] = []
@@ -121,7 +124,7 @@ class Program:
             *self.command,
             env=self._environ,
             cwd=self._folder,
-            stdin=asyncio.subprocess.DEVNULL,
+            stdin=self._stdin,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,
             limit=MAX_LINE,

@@ -129,6 +129,16 @@ class Table:
         """Change a row behind everybody's back, as drift does."""
         self._rows[identity] = replace(self._rows[identity], status=status)
 
+    def forget(self, identity: Identity) -> None:
+        """Lose one row, as drift may."""
+        del self._rows[identity]
+
+    def place(self, identity: Identity, *, like: str) -> None:
+        """Hold a row of another identity that is like the first one of this name."""
+        self._created += 1
+        row = self.named(like)[0]
+        self._rows[identity] = replace(row, id=self._created, identity=identity)
+
     def wipe(self) -> None:
         """Lose every row, as drift may."""
         self._rows.clear()
