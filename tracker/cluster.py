@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Literal, Self, cast
+from typing import Any, Final, Literal, Self, TypeVar, cast
 from urllib.parse import quote
 
 import aiohttp
@@ -70,6 +70,8 @@ PODS: Final = ("/api/v1", "pods")
 PLURALS: Final = frozenset(
     {"version", "selfsubjectaccessreviews", "pods", *(kind.plural for kind in KINDS.values())}
 )
+
+T = TypeVar("T")
 
 _log = structlog.get_logger(__name__)
 
@@ -208,7 +210,8 @@ class Cluster:
 
     async def fetch_pods(self) -> Sequence[object]:
         """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
-        return await self._list(_path(PODS, self._namespace), WHOLE, page=PAGE)
+        path = _path(PODS, self._namespace)
+        return await self._list(path, WHOLE, page=PAGE, read=lambda pod: pod)
 
     async def each_pod(self) -> AsyncIterator[object]:
         """
@@ -231,9 +234,15 @@ class Cluster:
         Metadata only, consistent and complete. Raises `ListError`.
         """
         path = _path(_root(kind), namespace or self._namespace)
-        items = await self._list(path, METADATA_OF_MANY, page=WORKLOAD_PAGE)
         try:
-            return dict(_workload(kind, item["metadata"]) for item in items)
+            return dict(
+                await self._list(
+                    path,
+                    METADATA_OF_MANY,
+                    page=WORKLOAD_PAGE,
+                    read=lambda item: _workload(kind, item["metadata"]),
+                )
+            )
         except (KeyError, TypeError, AttributeError) as error:
             message = f"a list of {kind.plural} lacks names"
             raise ListError(message) from error
@@ -287,24 +296,25 @@ class Cluster:
         return isinstance(told, Mapping) and told.get("allowed") is True
 
     async def _pods(self, namespace: str) -> dict[str, Listed]:
+        path = _path(PODS, namespace)
         try:
-            return {
-                item["metadata"]["uid"]: Listed(
-                    namespace=item["metadata"]["namespace"],
-                    name=item["metadata"]["name"],
-                    version=read_version(item["metadata"].get("resourceVersion")),
-                )
-                for item in await self._list(_path(PODS, namespace), METADATA_OF_MANY, page=PAGE)
-            }
+            return dict(await self._list(path, METADATA_OF_MANY, page=PAGE, read=_pod))
         except (KeyError, TypeError, AttributeError) as error:
             message = "a list of pods lacks uids"
             raise ListError(message) from error
 
-    async def _list(self, path: str, accept: str, *, page: int) -> list[Any]:
-        """Return the items of all pages."""
-        items: list[Any] = []
+    async def _list(
+        self, path: str, accept: str, *, page: int, read: Callable[[Any], T]
+    ) -> list[T]:
+        """
+        Return what `read` keeps of each item of all pages.
+
+        It is asked page by page: decoded metadata of ten thousand pods is some tens of megabytes,
+        and what such a list takes for a moment the process may never give back.
+        """
+        items: list[T] = []
         async for listed in self._pages(path, accept, page=page):
-            items += listed
+            items += map(read, listed)
         return items
 
     async def _pages(self, path: str, accept: str, *, page: int) -> AsyncIterator[list[Any]]:
@@ -515,6 +525,17 @@ def _path(root: tuple[str, str], namespace: str, name: str = "") -> str:
 def _plural(path: str) -> str:
     """Return what a path is about, for a message."""
     return next((part for part in reversed(path.split("/")) if part in PLURALS), "objects")
+
+
+def _pod(item: Mapping[str, Any]) -> tuple[str, Listed]:
+    """Return a pod's uid and what a list says of it. Raises KeyError, TypeError, AttributeError."""
+    metadata = item["metadata"]
+    listed = Listed(
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        version=read_version(metadata.get("resourceVersion")),
+    )
+    return metadata["uid"], listed
 
 
 def _workload(kind: Kind, metadata: Mapping[str, Any]) -> tuple[Workload, Known]:
