@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test faults torture check fmt lint types e2e run bench docs lock clean
+.PHONY: help demo test faults torture soak check fmt lint types e2e run bench docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,9 @@ faults: $(VENV)/.dev ## the whole program under outages, kills and restarts: min
 
 torture: $(VENV)/.dev ## 500 kills at named points and at random (ARGS='--rounds 100 --seed 7')
 	@$(BIN)/python -m tests.torture $(ARGS)
+
+soak: $(VENV)/.dev ## half an hour of churn and faults, after which nothing has grown (ARGS='--minutes 3')
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 check: lint types test faults e2e ## exactly what CI runs
 
