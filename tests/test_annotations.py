@@ -22,6 +22,8 @@ from tracker.annotations import (
 from tracker.records import Record
 from tracker.sandbox.contract import read_single
 
+pytestmark = pytest.mark.fault("W11")
+
 
 def marks(**said: str) -> Marks:
     """Read annotations; an underscore stands for a hyphen."""

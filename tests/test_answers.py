@@ -26,6 +26,8 @@ from tracker.answers import (
     clean_text,
 )
 
+pytestmark = pytest.mark.fault("G1", "G7")
+
 RECORD = record()
 HELD = {"deployment_name": RECORD.deployment_name, "digest": RECORD.digest, "id": 1}
 NOW = datetime(2024, 1, 15, 10, 30, tzinfo=UTC)

@@ -15,6 +15,7 @@ from tracker.reconcile import to_repost
 DAY = 24 * 3600.0
 
 
+@pytest.mark.fault("K13")
 async def test_a_pod_that_a_list_showed_to_be_gone_is_not_revived_by_a_late_event() -> None:
     tracker = await tracker_with(MemoryLedger())
     pod = raw()
@@ -107,6 +108,7 @@ def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger() -
     assert due == ["old"]
 
 
+@pytest.mark.fault("G13")
 def test_posting_everything_again_is_spread_over_the_passes_of_half_an_interval() -> None:
     entries = {f"name-{index:04}": entry_of(f"name-{index:04}", 0.0) for index in range(2000)}
     posted = []

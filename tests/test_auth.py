@@ -34,6 +34,8 @@ from tracker.sandbox.github import SimulatedGitHub
 from tracker.sandbox.script import answers, drops, hangs
 from tracker.transport import Transport, proxy_of
 
+pytestmark = pytest.mark.fault("G18")
+
 RECORD: Final = record()
 INSTALLATION: Final = 34
 AMISS: Final = FixedToken(SecretStr("canary"))
@@ -370,6 +372,7 @@ async def test_no_secret_stands_in_a_repr() -> None:
         assert "canary" not in f"{fixed!r} {fixed.__dict__!r}"
 
 
+@pytest.mark.fault("G22")
 @pytest.mark.parametrize("as_json", [False, True])
 async def test_no_secret_stands_in_a_traceback(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, *, as_json: bool
@@ -453,6 +456,7 @@ async def test_requests_go_through_the_proxy_that_is_named() -> None:
     assert len(seen) == 1
 
 
+@pytest.mark.fault("G19")
 @pytest.mark.parametrize("status", [403, 407, 502])
 async def test_a_proxy_that_refuses_a_tunnel_sent_nothing_on(status: int) -> None:
     heads: list[bytes] = []

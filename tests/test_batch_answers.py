@@ -119,6 +119,7 @@ def test_a_body_of_more_parts_than_an_answer_has_is_not_read(part: bytes) -> Non
     assert refused.reason.startswith("HTTP 422 ")
 
 
+@pytest.mark.fault("G11")
 @pytest.mark.parametrize("status", [200, 403, 422])
 def test_megabytes_of_empty_lists_are_not_decoded(status: int) -> None:
     """Once, they were a second of the loop and a hundred megabytes."""

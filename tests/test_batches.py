@@ -2,6 +2,7 @@
 
 from typing import Final
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,6 +20,8 @@ from tracker.answers import (
     Unconfirmed,
 )
 from tracker.batches import MAX_BATCH, SINGLES_SECONDS, Batching, Part, follow, said_of_each
+
+pytestmark = pytest.mark.fault("G15")
 
 SPOILED: Final = BatchRefused(reason="HTTP 422", by_content=True)
 UNREADABLE: Final = BatchUnclear(reason="HTTP 200 unreadable")

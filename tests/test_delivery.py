@@ -770,6 +770,7 @@ async def test_a_batch_is_bounded_in_bytes() -> None:
         assert 256 * 1024 < max(sizes) <= 512 * 1024
 
 
+@pytest.mark.fault("G15")
 async def test_one_bad_record_among_a_thousand_costs_the_others_nothing() -> None:
     """The requests it takes are the halves on the way down to it."""
     bad = "shop/web/app-0617"
@@ -810,6 +811,7 @@ async def test_records_that_an_answer_leaves_out_are_asked_for_alone_at_the_end(
         assert on.sender.sent_alone() == missing
 
 
+@pytest.mark.fault("G16")
 async def test_an_answer_that_can_not_be_read_is_asked_for_again_and_then_singly() -> None:
     async with scene(batches=True) as on:
         on.sender.whole = lambda _records: BatchUnclear(reason="HTTP 200 unreadable")
@@ -837,6 +839,7 @@ async def test_where_batches_are_refused_one_record_decides() -> None:
         assert on.told.lines == ["OK a deployed"] * 40
 
 
+@pytest.mark.fault("G14")
 async def test_where_nothing_may_be_written_all_sending_pauses_and_one_request_probes() -> None:
     async with scene(batches=True) as on:
         on.sender.whole = lambda _records: BatchRefused(reason="HTTP 403", by_content=False)
@@ -892,6 +895,7 @@ async def test_where_batches_fail_and_singles_do_not_it_is_singles_for_an_hour()
         assert len(on.sender.batches) <= 15
 
 
+@pytest.mark.fault("G17")
 async def test_unknown_digests_are_asked_for_in_few_requests_and_once_each() -> None:
     """Most images of a cluster are third-party and stay unknown for ever."""
     digests = 4000
@@ -994,6 +998,7 @@ async def test_a_probe_of_which_there_is_nothing_to_send_leaves_it_to_the_next()
         assert on.told.lines.count("OK a deployed") == 31
 
 
+@pytest.mark.fault("G21")
 async def test_one_that_is_refused_for_good_hides_no_end_of_a_spell_of_refusals() -> None:
     """Once, it was the only one that was ever asked for."""
     async with scene() as on:

@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.faults import ROW, marked, with_tests
 from tests.support.generated import (
     COMMAND,
     CONFIGURATION,
+    FAULTS,
     METRICS_PAGE,
     ROOT,
     configuration,
+    faults_page,
     metrics_page,
 )
 from tests.support.hygiene import findings
@@ -82,6 +85,24 @@ def test_an_unsound_file_is_found(tmp_path: Path, name: str, content: bytes, exp
     found = list(findings(tmp_path / name))
     assert len(found) == (1 if expected else 0)
     assert expected in "".join(found)
+
+
+def test_every_fault_has_a_test_that_is_marked_with_its_id() -> None:
+    assert FAULTS.read_text(encoding="utf-8") == faults_page(), f"run: {COMMAND}"
+    rows = [match["id"] for match in ROW.finditer(FAULTS.read_text(encoding="utf-8"))]
+    assert len(rows) == len(set(rows))
+    tests = marked(ROOT / "tests")
+    assert not set(rows) - tests.keys(), "a fault without a test"
+    assert not tests.keys() - set(rows), "a test of a fault that is in no row"
+
+
+def test_a_fault_without_a_test_is_told_in_its_row() -> None:
+    page = "| X1 | it burns | put out | `old` |\n| X2 | it rains | dried | |\n"
+    found = with_tests(page, {"X1": ["test_fire.py::test_x", "test_fire.py"]})
+    told = "`test_fire.py::test_x`, `test_fire.py`"
+    assert found == (
+        f"| X1 | it burns | put out | {told} |\n| X2 | it rains | dried | (no test) |\n"
+    )
 
 
 @pytest.mark.parametrize("document", ["faults.md", "guarantees.md"])

@@ -52,6 +52,8 @@ from tracker.images import Image, SkipReason
 from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
 from tracker.records import Record, Status
 
+pytestmark = pytest.mark.fault("G3")
+
 NAME: Final = "shop/web/app"
 CHANCE: Final = 0.5
 A, B, C = (record(letter) for letter in "abc")

@@ -44,6 +44,8 @@ from tracker.sandbox.script import (
 )
 from tracker.transport import API_VERSION, Transport
 
+pytestmark = pytest.mark.fault("G11")
+
 RECORD: Final = record()
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 

@@ -24,6 +24,8 @@ from tracker.github import GitHub
 from tracker.sandbox.github import SimulatedGitHub
 from tracker.transport import DNS_SECONDS, Transport
 
+pytestmark = pytest.mark.fault("G11", "G19")
+
 RECORDS: Final = tuple(record(name=f"shop/{number}/app") for number in range(50))
 CANARY: Final = "canary-token"
 Talk = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]

@@ -18,6 +18,8 @@ from tracker.images import (
     resolve_image,
 )
 
+pytestmark = pytest.mark.fault("W1")
+
 A, B = digest("a"), digest("b")
 HEX = "a" * 64
 REPOSITORY = "ghcr.io/acme/app"

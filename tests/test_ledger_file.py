@@ -100,6 +100,7 @@ def test_what_was_kept_outlives_a_kill(path: Path, step: str, count: int, expect
     asyncio.run(check())
 
 
+@pytest.mark.fault("L2")
 def test_a_log_that_is_cut_anywhere_leaves_whole_commits(path: Path, tmp_path: Path) -> None:
     states: list[dict[str, Entry]] = [{}]
 
@@ -161,6 +162,7 @@ def lose_the_database(path: Path) -> None:
     Path(f"{path}-wal").write_bytes(b"what was written last")
 
 
+@pytest.mark.fault("L3")
 @pytest.mark.parametrize(
     "damage",
     [
@@ -236,6 +238,7 @@ async def test_a_new_ledger_is_of_this_version(path: Path) -> None:
         assert reader.execute("PRAGMA user_version").fetchone() == (VERSION,)
 
 
+@pytest.mark.fault("L4")
 @pytest.mark.parametrize(
     "mode", [pytest.param("WAL", id="with a log"), pytest.param("DELETE", id="without a log")]
 )

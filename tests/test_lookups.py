@@ -14,7 +14,7 @@ from tracker.errors import ListError
 from tracker.lookups import LOOKUP_SECONDS, MAX_FETCHES, MAX_LISTS_APART, Lookups
 from tracker.workloads import Workload
 
-pytestmark = pytest.mark.looptime
+pytestmark = [pytest.mark.fault("W10"), pytest.mark.looptime]
 
 WEB = workload("web")
 API = workload("api", namespace="other")

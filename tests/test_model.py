@@ -34,6 +34,8 @@ from tracker.ledger_schema import Moment
 from tracker.records import Record
 from tracker.workloads import Workload
 
+pytestmark = pytest.mark.fault("G10")
+
 WEB, API = DEPLOYMENTS = workload("web"), workload("api")
 JOB: Final = workload("import", kind="Job")
 WORKLOADS: Final = st.sampled_from([DEPLOYMENTS[0], DEPLOYMENTS[0], DEPLOYMENTS[1], JOB])
@@ -409,6 +411,7 @@ def test_a_digest_that_runs_again_is_not_decommissioned_once_more() -> None:
     model.teardown()
 
 
+@pytest.mark.fault("L11")
 @pytest.mark.parametrize("outcome", [LIMITED, LATE])
 def test_a_clock_that_was_set_back_holds_no_name_back(outcome: Outcome) -> None:
     """Once, a wait of seconds became one of a day when the clock was set back before a restart."""

@@ -620,6 +620,7 @@ async def outcomes(
     return dict(zip(map(str, selected), ended, strict=True))
 
 
+@pytest.mark.fault("K1", "K2", "K3", "K4", "K5", "K7", "K12", "K14")
 @pytest.mark.parametrize("outage", OUTAGES)
 async def test_after_an_outage_github_holds_what_the_cluster_runs(
     outcomes: Mapping[str, BaseException | None], outage: str

@@ -17,6 +17,8 @@ from tracker.answers import (
 )
 from tracker.pacing import FIRST_PAUSE_SECONDS, OUTAGE_FAILURES, Bucket, Pace
 
+pytestmark = pytest.mark.fault("G14")
+
 RATE: Final = 2.6
 BURST: Final = 20
 OK: Final = Acknowledged()

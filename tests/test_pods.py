@@ -12,6 +12,8 @@ from tracker.images import Image, SkipReason
 from tracker.pods import Pod, Rules, Skipped, read_pod
 from tracker.workloads import Workload
 
+pytestmark = pytest.mark.fault("W2")
+
 
 def kept(raw: object) -> Pod:
     pod = read_pod(raw)

@@ -41,6 +41,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 # How it starts and ends.
 
 
+@pytest.mark.fault("P15")
 async def test_every_mistake_in_the_settings_is_told_before_anything_is_connected_to(
     world: World,
 ) -> None:
@@ -96,6 +97,7 @@ async def test_without_credentials_for_the_cluster_it_says_so_and_ends(
     assert world.github.history == []
 
 
+@pytest.mark.fault("G12")
 async def test_with_github_down_at_the_start_it_stays_up_and_delivers_later(world: World) -> None:
     names = [f"early-{number}" for number in range(3)]
     for each in names:
@@ -119,6 +121,7 @@ async def test_with_github_down_at_the_start_it_stays_up_and_delivers_later(worl
     assert "Traceback" not in program.said
 
 
+@pytest.mark.fault("K16")
 async def test_with_the_cluster_down_at_the_start_it_stays_up_and_delivers_later(
     world: World,
 ) -> None:
@@ -181,6 +184,7 @@ async def test_a_drain_ends_with_its_time_and_says_what_is_left(world: World) ->
     assert "Traceback" not in program.said
 
 
+@pytest.mark.fault("G5")
 async def test_a_token_that_is_not_taken_stops_all_sending(world: World) -> None:
     for number in range(5):
         world.cluster.create(pod(f"waiting-{number}"))
@@ -286,6 +290,7 @@ def hostile_pods() -> list[Json]:
     ]
 
 
+@pytest.mark.fault("W8")
 @pytest.mark.parametrize("log_format", ["text", "json"])
 async def test_hostile_pods_forge_no_line_and_harm_nobody(world: World, log_format: str) -> None:
     for body in hostile_pods():

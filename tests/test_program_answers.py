@@ -114,6 +114,7 @@ async def shared(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Shar
         )
 
 
+@pytest.mark.fault("G2")
 @pytest.mark.parametrize(
     ("case", "reason"), [pytest.param(case, row[1], id=case) for case, row in PASSING.items()]
 )
@@ -130,6 +131,7 @@ async def test_what_passes_is_told_once_and_then_made_good(
     assert first.payload == second.payload
 
 
+@pytest.mark.fault("G6")
 @pytest.mark.parametrize(
     ("case", "behaviour"),
     [
@@ -153,6 +155,7 @@ async def test_a_success_acknowledges_one_record_even_when_its_body_is_of_no_use
     assert len(world.github.posts(name)) == 1
 
 
+@pytest.mark.fault("G9")
 @pytest.mark.parametrize("status", REDIRECTS)
 async def test_a_redirect_is_never_followed(shared: Shared, status: int) -> None:
     name = name_of(f"redirect-{status}")
@@ -163,6 +166,7 @@ async def test_a_redirect_is_never_followed(shared: Shared, status: int) -> None
     assert shared.elsewhere.history == []
 
 
+@pytest.mark.fault("G4")
 @pytest.mark.parametrize("status", [403, 404, 422, 400])
 async def test_a_refusal_is_told_once_and_holds_up_nobody_else(shared: Shared, status: int) -> None:
     world, case = shared.world, f"refused-{status}"
@@ -184,6 +188,7 @@ async def test_a_refusal_is_told_once_and_holds_up_nobody_else(shared: Shared, s
     await world.told(case, OTHER_DIGEST)
 
 
+@pytest.mark.fault("G8")
 async def test_a_record_that_hangs_holds_up_nobody_else_and_is_sent_once(shared: Shared) -> None:
     world, name = shared.world, name_of("hanging")
     script = world.github.script(hangs(applied=True), match=of(name), times=1)

@@ -91,6 +91,7 @@ async def test_a_limit_without_a_time_stops_everything_for_a_minute(world: World
         assert await program.stopped() == 0
 
 
+@pytest.mark.fault("G1")
 async def test_a_limit_outlives_a_kill(world: World) -> None:
     run(world, 5)
     world.github.script(answers(429, headers={"Retry-After": "600"}))
@@ -135,6 +136,7 @@ SPELLS: Final = {
 }
 
 
+@pytest.mark.fault("G14")
 async def test_all_is_true_after_a_spell_in_a_rollout_and_nothing_is_sent_into_a_pause(
     tmp_path: Path,
 ) -> None:
@@ -208,6 +210,7 @@ def an_app(github: SimulatedGitHub, _folder: Path) -> tuple[dict[str, str], list
     return environ | {"GH_APP_PRIVATE_KEY": kept}, secrets
 
 
+@pytest.mark.fault("G22")
 @pytest.mark.parametrize("log_format", ["text", "json"])
 @pytest.mark.parametrize("credentials", [a_token, a_stale_token_file, an_app])
 async def test_a_secret_stands_nowhere(

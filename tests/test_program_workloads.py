@@ -89,6 +89,7 @@ def asked(world: World, *verbs: str) -> list[tuple[str, str, str]]:
 # What keeps a name.
 
 
+@pytest.mark.fault("W9")
 async def test_scaled_to_zero_stays_deployed_until_the_workload_is_deleted(world: World) -> None:
     for name in ("web", "api"):
         put(world, name)
@@ -303,6 +304,7 @@ async def test_what_is_kept_is_not_when_it_is_newly_left_out(
     assert told(world, "web") == ["deployed", "decommissioned"]
 
 
+@pytest.mark.fault("W10")
 async def test_what_can_not_be_read_is_held_and_told_and_posted_all_the_same(
     world: World,
 ) -> None:
@@ -359,6 +361,7 @@ async def test_a_cronjob_between_its_runs_goes_when_it_is_newly_left_out(
 # What is said about a deployment.
 
 
+@pytest.mark.fault("W11")
 async def test_annotations_stand_in_the_record_and_changes_of_them_follow(world: World) -> None:
     put(
         world, "web", annotations=said(team="workload", tier="gold", runtime_risks="sensitive-data")

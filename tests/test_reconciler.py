@@ -210,6 +210,7 @@ async def test_what_went_unseen_is_lost_and_every_name_looked_at(world: World) -
     assert set(world.view.versions()) == {"kept"}
 
 
+@pytest.mark.fault("K11")
 async def test_a_pod_that_is_seen_while_the_list_is_under_way_is_not_taken_for_gone(
     world: World,
 ) -> None:
@@ -221,6 +222,7 @@ async def test_a_pod_that_is_seen_while_the_list_is_under_way_is_not_taken_for_g
     assert set(world.view.versions()) == {"kept", "young"}
 
 
+@pytest.mark.fault("K9")
 async def test_a_list_that_came_to_no_end_changes_nothing(world: World) -> None:
     world.seen("kept")
     world.pods.put("unseen", 5)
@@ -247,6 +249,7 @@ async def test_a_pass_over_what_is_in_step_changes_nothing_however_often(world: 
 # A mass.
 
 
+@pytest.mark.fault("K10")
 @pytest.mark.parametrize(
     ("names", "gone", "lists"),
     [

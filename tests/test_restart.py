@@ -52,6 +52,7 @@ def told_twice(program: Program, name: str) -> bool:
 # Changes while it is down.
 
 
+@pytest.mark.fault("P11")
 async def test_a_restart_without_a_change_posts_nothing(world: World) -> None:
     world.run("web", "api", "db")
     assert len(states(await world.visit())) == 3
@@ -63,6 +64,7 @@ async def test_a_restart_without_a_change_posts_nothing(world: World) -> None:
     world.judge()
 
 
+@pytest.mark.fault("P12")
 async def test_what_changed_while_it_was_down_is_posted_and_nothing_else(world: World) -> None:
     world.run("same", "rolled", "back", "deleted", "scaled", "replaced", "zero")
     await world.visit()
@@ -98,6 +100,7 @@ async def test_what_came_and_went_while_it_was_down_was_never_there(world: World
 # Stops.
 
 
+@pytest.mark.fault("P9")
 async def test_a_stop_leaves_the_rest_for_the_next_start_which_posts_each_once(
     world: World,
 ) -> None:
@@ -128,6 +131,7 @@ async def test_a_stop_leaves_the_rest_for_the_next_start_which_posts_each_once(
     world.judge()
 
 
+@pytest.mark.fault("P10")
 async def test_a_second_signal_ends_it_at_once_and_the_ledger_is_whole(world: World) -> None:
     held = world.github.script(hangs())
     world.run("first", "second", "third")
@@ -150,6 +154,7 @@ async def test_a_second_signal_ends_it_at_once_and_the_ledger_is_whole(world: Wo
 # A state that may have landed, or may land yet.
 
 
+@pytest.mark.fault("P4")
 async def test_what_lands_late_after_a_restart_is_overwritten(world: World) -> None:
     world.run("web")
     late = world.github.script(lands_late(), times=1)
@@ -218,6 +223,7 @@ async def test_open_outcomes_of_before_are_settled_first(world: World) -> None:
     world.judge()
 
 
+@pytest.mark.fault("P2", "P3", "P5")
 @pytest.mark.parametrize(
     ("kill", "repeated"),
     [
@@ -238,6 +244,7 @@ async def test_a_kill_at_a_point_costs_one_extra_post_at_most(
     world.judge()
 
 
+@pytest.mark.fault("P6")
 async def test_a_kill_between_a_list_and_its_consequences_changes_nothing(world: World) -> None:
     world.run("stays", "goes")
     await world.visit()
@@ -252,6 +259,7 @@ async def test_a_kill_between_a_list_and_its_consequences_changes_nothing(world:
     world.judge()
 
 
+@pytest.mark.fault("P7")
 async def test_a_kill_in_a_migration_loses_no_row(world: World) -> None:
     world.run("web", "api")
     await world.visit()
@@ -277,6 +285,7 @@ async def test_a_kill_in_a_migration_loses_no_row(world: World) -> None:
 # The ledger.
 
 
+@pytest.mark.fault("L6")
 async def test_without_its_ledger_it_posts_all_that_runs_and_decommissions_nothing(
     world: World,
 ) -> None:
@@ -297,6 +306,7 @@ async def test_without_its_ledger_it_posts_all_that_runs_and_decommissions_nothi
     world.judge(converged=False)
 
 
+@pytest.mark.fault("P14")
 async def test_a_second_process_on_the_same_ledger_ends_with_one_line(world: World) -> None:
     world.run("web")
     async with world.program() as program:
@@ -314,6 +324,7 @@ async def test_a_second_process_on_the_same_ledger_ends_with_one_line(world: Wor
     world.judge()
 
 
+@pytest.mark.fault("P16")
 async def test_two_copies_by_mistake_end_in_what_runs_and_tell_each_state_twice_at_most(
     world: World,
 ) -> None:
@@ -343,6 +354,7 @@ async def test_two_copies_by_mistake_end_in_what_runs_and_tell_each_state_twice_
     assert all(told.count(state) <= 2 for state in told)
 
 
+@pytest.mark.fault("L5")
 async def test_a_ledger_at_a_place_that_can_not_be_written_ends_it_with_one_line(
     world: World,
 ) -> None:
@@ -357,6 +369,7 @@ async def test_a_ledger_at_a_place_that_can_not_be_written_ends_it_with_one_line
     assert world.cluster.requests == []
 
 
+@pytest.mark.fault("L1")
 async def test_on_a_full_disk_nothing_is_sent_that_was_not_written(world: World) -> None:
     world.run("before")
     async with world.program() as program:
@@ -379,6 +392,7 @@ async def test_on_a_full_disk_nothing_is_sent_that_was_not_written(world: World)
     world.judge()
 
 
+@pytest.mark.fault("G13")
 async def test_what_github_lost_is_posted_again_when_it_was_acknowledged_a_day_ago(
     world: World,
 ) -> None:
@@ -406,6 +420,7 @@ async def test_what_github_lost_is_posted_again_when_it_was_acknowledged_a_day_a
 # Other settings.
 
 
+@pytest.mark.fault("L9")
 async def test_with_another_template_old_names_go_and_new_ones_come(world: World) -> None:
     world.run("web", "api")
     await world.visit()
@@ -422,6 +437,7 @@ async def test_with_another_template_old_names_go_and_new_ones_come(world: World
     world.judge()
 
 
+@pytest.mark.fault("L8")
 async def test_under_another_identity_it_starts_clean_and_leaves_old_records(world: World) -> None:
     world.run("web", "down")
     await world.visit()
@@ -444,6 +460,7 @@ async def test_under_another_identity_it_starts_clean_and_leaves_old_records(wor
     assert states(await world.visit()) == [gone("down")]
 
 
+@pytest.mark.fault("L10")
 async def test_in_one_namespace_only_the_names_of_others_are_left_alone(world: World) -> None:
     world.run("web", "down")
     world.run("web", "down", namespace="other")
@@ -475,6 +492,7 @@ async def test_namespaces_that_are_newly_left_out_are_decommissioned(world: Worl
     world.judge()
 
 
+@pytest.mark.fault("L7")
 @pytest.mark.parametrize(
     "others",
     [

@@ -9,6 +9,7 @@ from tests.torture import torture
 ROUNDS = 20
 
 
+@pytest.mark.fault("P1", "P8")
 @pytest.mark.timeout(400)  # a machine that does much else at the same time is no failure
 async def test_killed_at_any_point_it_loses_nothing_and_repeats_little(tmp_path: Path) -> None:
     tally = await torture(rounds=ROUNDS, seed=1, folder=tmp_path)

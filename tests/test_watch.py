@@ -114,6 +114,7 @@ def test_phases_of_pods_that_went_unseen_are_dropped_in_time() -> None:
 # The pulse.
 
 
+@pytest.mark.fault("K8")
 @pytest.mark.looptime
 @pytest.mark.parametrize(
     ("signs", "lost_at"),
@@ -144,6 +145,7 @@ async def test_a_pulse_is_lost_when_the_next_sign_of_life_is_overdue(
 # The requests of who watches.
 
 
+@pytest.mark.fault("K6")
 @pytest.mark.parametrize(
     ("query", "seconds"),
     [
@@ -259,6 +261,7 @@ def tasks(is_meant: Callable[[str], bool]) -> set["asyncio.Task[Any]"]:
     return {task for task in asyncio.all_tasks() if is_meant(task.get_name())}
 
 
+@pytest.mark.fault("K15")
 async def test_when_kopf_ends_no_task_of_ours_does_and_none_of_its_own_is_left(
     stand: Stand,
 ) -> None:

@@ -97,6 +97,7 @@ async def everything(scene: Scene) -> None:
         await scene.recorded(name)
 
 
+@pytest.mark.fault("W9")
 @pytest.mark.parametrize("reads_workloads", [False, True], ids=["pods", "workloads"])
 async def test_all_kinds_side_by_side_end_as_they_are(
     control_plane: ControlPlane,
@@ -179,6 +180,7 @@ def states(scene: Scene, workload: str, container: str = "app") -> list[str]:
     return [state for state, _ in scene.told(workload, container)]
 
 
+@pytest.mark.fault("W9")
 async def test_every_end_is_told_once_where_workloads_are_read(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:
@@ -228,6 +230,7 @@ def can_read_deployments(installation: Installation) -> bool:
     return installation.plane.request("GET", path, token=installation.token)[0] == 200
 
 
+@pytest.mark.fault("W10")
 async def test_rights_that_are_taken_away_hold_names_until_they_are_back(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ async def running(
         yield program
 
 
+@pytest.mark.fault("P13")
 async def test_a_start_in_mid_rollout_tells_nothing_old(
     control_plane: ControlPlane, tmp_path: Path
 ) -> None:

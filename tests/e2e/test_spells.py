@@ -39,6 +39,7 @@ async def installation(
             assert "Traceback" not in program.said
 
 
+@pytest.mark.fault("G20")
 @pytest.mark.parametrize(
     ("behaviour", "requests"),
     [

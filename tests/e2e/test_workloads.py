@@ -19,7 +19,11 @@ from tests.support.installation import Installation, Scene, installed, rights_of
 from tests.support.kubelet import JobEnd, image_id_of
 from tests.support.program import Program, tracker_run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.asyncio(loop_scope="module")]
+pytestmark = [
+    pytest.mark.fault("W3", "W4"),
+    pytest.mark.e2e,
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 CALM = "workloads-calm"
 
@@ -148,6 +152,7 @@ async def test_a_container_that_is_taken_out_is_decommissioned_alone(scene: Scen
     assert scene.told("web", "proxy") == [proxy, end]
 
 
+@pytest.mark.fault("W6")
 @pytest.mark.parametrize("propagation", ["Background", "Foreground"])
 async def test_a_deleted_deployment_is_decommissioned_once(scene: Scene, propagation: str) -> None:
     await scene.create(scene.deployment("web", replicas=3))
@@ -247,6 +252,7 @@ async def test_a_job_is_recorded_until_it_is_deleted(
         kubelet.instant_jobs, kubelet.job_end = False, "Succeeded"
 
 
+@pytest.mark.fault("W5")
 async def test_the_runs_of_a_cronjob_are_one_deployment_that_outlasts_them(scene: Scene) -> None:
     template = {"spec": {"template": scene.template("report", restartPolicy="Never")}}
     spec = {"schedule": "0 0 1 1 *", "suspend": True, "jobTemplate": template}
@@ -367,6 +373,7 @@ async def test_ephemeral_containers_are_not_recorded(scene: Scene) -> None:
     assert scene.names_told() == {scene.name("web")}
 
 
+@pytest.mark.fault("W7")
 async def test_pods_that_no_controller_owns_are_not_recorded(scene: Scene) -> None:
     node = await scene.installation.create_node("node-1")
     static = {

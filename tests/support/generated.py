@@ -2,7 +2,8 @@
 The files that are made of others.
 
 `docs/configuration.md` of the settings, `docs/metrics.md` of the metrics, `manifests/install.yaml`
-of the base, the Prometheus operator's rules of the rule file. `python -m tests.support.generated`
+of the base, the Prometheus operator's rules of the rule file, the last column of docs/faults.md of
+the marks on tests. `python -m tests.support.generated`
 writes them; the tests compare them with what it would write.
 """
 
@@ -17,6 +18,7 @@ from typing import Final
 from pydantic import SecretStr
 from pydantic.fields import FieldInfo
 
+from tests.support.faults import marked, with_tests
 from tracker.flags import FLAG_ONLY, FLAGS
 from tracker.metrics import METRICS, Described
 from tracker.settings import ALIASES, Settings, duration_text
@@ -25,11 +27,13 @@ __all__ = [
     "ALERTS",
     "COMMAND",
     "CONFIGURATION",
+    "FAULTS",
     "INSTALL",
     "METRICS_PAGE",
     "PROMETHEUS_RULE",
     "ROOT",
     "configuration",
+    "faults_page",
     "install",
     "metrics_page",
     "prometheus_rule",
@@ -39,6 +43,7 @@ __all__ = [
 ROOT: Final = Path(__file__).resolve().parents[2]
 CONFIGURATION: Final = ROOT / "docs" / "configuration.md"
 METRICS_PAGE: Final = ROOT / "docs" / "metrics.md"
+FAULTS: Final = ROOT / "docs" / "faults.md"
 INSTALL: Final = ROOT / "manifests" / "install.yaml"
 
 _COMPONENTS: Final = ROOT / "manifests" / "components"
@@ -107,6 +112,11 @@ size makes no more of them. Besides these there are `process_…` (memory, CPU s
 and `python_info`.
 
 """
+
+
+def faults_page() -> str:
+    """Return the text of docs/faults.md: as it is, with the tests that are marked now."""
+    return with_tests(FAULTS.read_text(encoding="utf-8"), marked(ROOT / "tests"))
 
 
 def metrics_page() -> str:
@@ -210,6 +220,7 @@ def prometheus_rule() -> str:
 def main() -> int:
     """Write them; without kubectl install.yaml stays as it is, and that is an error."""
     METRICS_PAGE.write_text(metrics_page(), encoding="utf-8")
+    FAULTS.write_text(faults_page(), encoding="utf-8")
     CONFIGURATION.write_text(configuration(), encoding="utf-8")
     PROMETHEUS_RULE.write_text(prometheus_rule(), encoding="utf-8")
     text = install()
