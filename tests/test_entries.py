@@ -227,6 +227,19 @@ def test_a_digest_that_is_not_found_is_asked_for_less_and_less_often() -> None:
     assert waits[-1] == NOT_FOUND_CAP_SECONDS
 
 
+@pytest.mark.parametrize("first", [1.0, 30.0, 6 * 3600.0])
+def test_the_first_wait_for_what_is_not_found_may_be_another_one(first: float) -> None:
+    waits = []
+    entry: Entry | None = None
+    for _ in range(17):
+        entry = conclude(
+            intend(entry, sending(A)), UNKNOWN, now=0.0, chance=0.0, not_found_seconds=first
+        )
+        waits.append(entry.not_before)
+    assert waits[0] == first
+    assert waits[-1] == NOT_FOUND_CAP_SECONDS
+
+
 @given(now=st.floats(0, 1e7), attempts=st.integers(1, 12))
 def test_what_is_not_found_together_is_asked_for_together(now: float, attempts: int) -> None:
     def due(now: float) -> float:

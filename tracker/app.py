@@ -174,6 +174,7 @@ class Tracker:
             workers=settings.workers,
             batches=bool(settings.cluster) and settings.bulk_cluster_sync,
             chance=chance,
+            not_found_seconds=settings.not_found_interval.total_seconds(),
             meter=metrics,
         )
         self._tasks: list[asyncio.Task[None]] = []

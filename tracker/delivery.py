@@ -41,6 +41,7 @@ from tracker.answers import (
 )
 from tracker.batches import SINGLES_SECONDS, Batching, Part, Said, follow, said_of_each
 from tracker.entries import (
+    NOT_FOUND_SECONDS,
     Account,
     Confirm,
     Defer,
@@ -185,7 +186,8 @@ class Delivery:
 
     `judge(name, held)` says what should stand, `held` being what GitHub holds as far as is known;
     `batches` says whether records may be sent together; `chance()` gives a random number in [0, 1)
-    for jitter. `run` never returns; `touch` may be called before it runs. The ledger is open.
+    for jitter; `not_found_seconds` is the first wait for a digest that GitHub does not know. `run`
+    never returns; `touch` may be called before it runs. The ledger is open.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named, so that a test builds it without the rest
@@ -200,6 +202,7 @@ class Delivery:
         workers: int,
         batches: bool,
         chance: Callable[[], float],
+        not_found_seconds: float = NOT_FOUND_SECONDS,
         meter: Meter | None = None,
     ) -> None:
         self._meter = _Unmetered() if meter is None else meter
@@ -212,6 +215,7 @@ class Delivery:
         self._workers = workers
         self._batching = Batching(permitted=batches)
         self._chance = chance
+        self._not_found_seconds = not_found_seconds
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._queued: set[str] = set()
         self._busy: set[str] = set()
@@ -657,7 +661,9 @@ class Delivery:
         now = asyncio.get_running_loop().time()
         chance = self._chance()  # the same for all of a batch: they stay together
         concluded = [
-            conclude(entry, answer, now=now, chance=chance)
+            conclude(
+                entry, answer, now=now, chance=chance, not_found_seconds=self._not_found_seconds
+            )
             for entry, answer in zip(intended, each, strict=True)
         ]
         was_broken = self._pace.is_broken

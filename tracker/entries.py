@@ -68,8 +68,10 @@ __all__ = [
 SETTLE_SECONDS = 120.0
 """How long after its acknowledgement a state is posted again that followed an open one."""
 NOT_FOUND_SECONDS = 300.0
-"""The first wait after GitHub did not know a digest: attestations often come minutes later."""
+"""The first wait after GitHub did not know a digest, unless the settings say another one."""
 NOT_FOUND_CAP_SECONDS = 6 * 3600.0
+MAX_DOUBLINGS = 15
+"""From a second on, these are enough to reach the cap."""
 NOT_FOUND_PARTS = 10
 """Moments of an interval at which what is not found is asked for, each together for many names."""
 GIVE_UP_SECONDS = 30 * 24 * 3600.0
@@ -327,13 +329,19 @@ def defer(entry: Entry | None, step: Defer) -> Entry:
 
 
 def conclude(
-    entry: Entry, answer: Answer | BatchRefused | BatchUnclear, *, now: float, chance: float
+    entry: Entry,
+    answer: Answer | BatchRefused | BatchUnclear,
+    *,
+    now: float,
+    chance: float,
+    not_found_seconds: float = NOT_FOUND_SECONDS,
 ) -> Entry:
     """
     Return the entry after an answer to the send of `entry.sent`, which must be set.
 
     What was said of a batch as a whole leaves the record to be sent at once, with fewer others.
-    `chance` is a random number in [0, 1) for the jitter of what is asked again.
+    `chance` is a random number in [0, 1) for the jitter of what is asked again, `not_found_seconds`
+    the first wait of what GitHub did not know.
     """
     if isinstance(answer, Acknowledged):
         return _acknowledged(entry, now)
@@ -345,7 +353,7 @@ def conclude(
         state = State.OPEN if isinstance(answer, BatchUnclear) else State.CLEAN
         reason, until = entry.reason, now
     else:
-        state, until = _after(entry, answer, now, chance)
+        state, until = _after(entry, answer, now, chance, not_found_seconds)
         reason = answer.reason
     if isinstance(answer, Unconfirmed) and state is State.PARKED:
         # Parked or not, GitHub may hold it: it is not to be forgotten.
@@ -383,11 +391,12 @@ def _after(
     answer: Unconfirmed | NotFound | Forbidden | Rejected | Unauthorized | Limited | Failed,
     now: float,
     chance: float,
+    not_found_seconds: float,
 ) -> tuple[State, float]:
     """Return what is known of a record that was not acknowledged, and when to send it again."""
     match answer:
         case NotFound():
-            found = State.NOT_FOUND, _not_found_due(now, entry.attempts)
+            found = State.NOT_FOUND, _not_found_due(now, entry.attempts, not_found_seconds)
         case Forbidden():
             found = State.PARKED, now + FORBIDDEN_SECONDS
         case Rejected():
@@ -518,25 +527,30 @@ def _settle_at_least(entry: Entry, now: float) -> float | None:
     return entry.settle_at
 
 
-def _not_found_due(now: float, attempts: int) -> float:
+def _not_found_due(now: float, attempts: int, first: float) -> float:
     """
-    Return when to ask again for what was not found: in 5 min, doubled with each attempt up to 6 h.
+    Return when to ask again for what was not found: after `first` seconds, doubled with each
+    attempt up to 6 h.
 
     That is moved up to a tenth later, to one of the moments that all others with the same delay
     have: so thousands of digests are asked for in a few requests, and the clocks of different
     machines keep different trackers apart.
     """
-    delay = _not_found_delay(attempts)
+    delay = _not_found_delay(attempts, first)
     step = delay / NOT_FOUND_PARTS
     return math.ceil((now + delay) / step) * step
 
 
-def _not_found_delay(attempts: int) -> float:
-    return min(NOT_FOUND_SECONDS * 2.0 ** min(max(attempts - 1, 0), 10), NOT_FOUND_CAP_SECONDS)
+def _not_found_delay(attempts: int, first: float = NOT_FOUND_SECONDS) -> float:
+    return min(first * 2.0 ** min(max(attempts - 1, 0), MAX_DOUBLINGS), NOT_FOUND_CAP_SECONDS)
 
 
 def _not_found_seconds(entry: Entry) -> float:
-    """Return for how long, about, GitHub has not found what an entry asks for."""
+    """
+    Return for how long, about, GitHub has not found what an entry asks for.
+
+    With the usual first wait; with another one it is off by two days at most.
+    """
     if entry.state is not State.NOT_FOUND:
         return 0.0
     return sum(_not_found_delay(attempt) for attempt in range(1, entry.attempts))

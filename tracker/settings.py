@@ -515,6 +515,18 @@ class Settings(BaseSettings):
         ),
         examples=["5s"],
     )
+    not_found_interval: _Duration = Field(
+        default=timedelta(minutes=5),
+        ge=timedelta(seconds=1),
+        le=timedelta(hours=6),
+        description=(
+            "How long to wait before GitHub is asked again for an image that it did not know; "
+            "doubled each time, up to 6 h. Shorter where attestations follow their images within "
+            "a minute, longer where many images have none. "
+            "Plain seconds or a number with a unit."
+        ),
+        examples=["5m"],
+    )
     drain_timeout: _Duration = Field(
         default=timedelta(seconds=20),
         ge=timedelta(0),
