@@ -238,6 +238,15 @@ EVERYTHING = {"create", "delete", "deletecollection", "get", "list", "patch", "u
             ["all"],
             id="daemonsets",
         ),
+        pytest.param(
+            "/api/v1",
+            "replicationcontrollers",
+            "replicationcontroller",
+            "ReplicationController",
+            ["rc"],
+            ["all"],
+            id="replicationcontrollers",
+        ),
         pytest.param("/apis/batch/v1", "jobs", "job", "Job", None, ["all"], id="jobs"),
         pytest.param(
             "/apis/batch/v1", "cronjobs", "cronjob", "CronJob", ["cj"], ["all"], id="cronjobs"

@@ -90,6 +90,22 @@ RESOURCES: tuple[Resource, ...] = (
         short_names=("cj",),
     ),
     Resource(group="batch", plural="jobs", singular="job", kind="Job"),
+    Resource(
+        plural="replicationcontrollers",
+        singular="replicationcontroller",
+        kind="ReplicationController",
+        short_names=("rc",),
+    ),
+    # Of a CustomResourceDefinition, as where Argo Rollouts is installed.
+    Resource(
+        group="argoproj.io",
+        version="v1alpha1",
+        plural="rollouts",
+        singular="rollout",
+        kind="Rollout",
+        short_names=("ro",),
+        categories=(),
+    ),
 )
 
 
@@ -125,24 +141,26 @@ def discovery(path: str, *, address: str) -> dict[str, Any] | None:
                 ],
             }
         case ["apis"]:
-            groups = [_group(name) for name in _group_names()]
+            groups = [_group(name) for name in _versions()]
             return {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}
-        case ["apis", group] if group in _group_names():
+        case ["apis", group] if group in _versions():
             return {"kind": "APIGroup", "apiVersion": "v1", **_group(group)}
         case ["api", "v1"]:
             return _resource_list("", "v1")
-        case ["apis", group, "v1"] if group in _group_names():
-            return _resource_list(group, "v1")
+        case ["apis", group, version_name] if version_name == _versions().get(group):
+            return _resource_list(group, version_name)
         case _:
             return None
 
 
-def _group_names() -> list[str]:
-    return sorted({resource.group for resource in RESOURCES if resource.group})
+def _versions() -> dict[str, str]:
+    """Return the groups but the core one, in order, and the one version that each has here."""
+    return dict(sorted((each.group, each.version) for each in RESOURCES if each.group))
 
 
 def _group(name: str) -> dict[str, Any]:
-    only = {"groupVersion": f"{name}/v1", "version": "v1"}
+    version_name = _versions()[name]
+    only = {"groupVersion": f"{name}/{version_name}", "version": version_name}
     return {"name": name, "versions": [only], "preferredVersion": only}
 
 

@@ -2,9 +2,10 @@
 What controllers, the scheduler and the kubelet do in a real cluster, played on a simulated one.
 
 A `Stage` starts, rolls out, scales and deletes workloads: it writes the objects that a real
-controller would (a Deployment has a ReplicaSet, its pods carry the template's hash, a Job is named
-after its CronJob and the minute), and takes each pod from Pending to Running and, when it is
-deleted, through its end. Pods change one by one, so that whoever watches sees a cluster at work.
+controller would (a Deployment or an Argo Rollout has a ReplicaSet, its pods carry the template's
+hash, a Job is named after its CronJob and the minute), and takes each pod from Pending to Running
+and, when it is deleted, through its end. Pods change one by one, so that whoever watches sees a
+cluster at work. A workload of the kind `Pod` is a pod that nobody controls.
 """
 
 import asyncio
@@ -23,9 +24,13 @@ NODES = 3
 BREATH_SECONDS = 0.005
 """Between two changes: the stage gives way, and a watcher sees them one after the other."""
 _LETTERS = "bcdfghjklmnpqrstvwxz2456789"  # what Kubernetes makes up names from
+_HASH_LABELS = {"Deployment": "pod-template-hash", "Rollout": "rollouts-pod-template-hash"}
+"""The kinds that have a ReplicaSet between them and their pods, and the label of its hash."""
 _API_VERSIONS = {
     "Deployment": "apps/v1",
     "ReplicaSet": "apps/v1",
+    "ReplicationController": "v1",
+    "Rollout": "argoproj.io/v1alpha1",
     "StatefulSet": "apps/v1",
     "DaemonSet": "apps/v1",
     "Job": "batch/v1",
@@ -64,8 +69,9 @@ class Stage:
     ) -> Played:
         """Create a workload and run its pods. A CronJob's are of one Job that runs now."""
         workload = Played(kind=kind, namespace=namespace, name=name, images=images)
-        self._create(kind, namespace, name, owner=None, replicas=replicas)
-        self._give_owner(workload, replicas)
+        if kind != "Pod":
+            self._create(kind, namespace, name, owner=None, replicas=replicas)
+            self._give_owner(workload, replicas)
         await self._add(workload, replicas)
         return workload
 
@@ -83,6 +89,15 @@ class Stage:
             await self._add(workload, missing)
         while len(workload.pods) > replicas:
             await self._end(workload.namespace, workload.pods.pop())
+
+    async def finish(self, workload: Played) -> None:
+        """End what the pods of a Job do, in success; they stay until they are deleted."""
+        for name in workload.pods:
+            done = _running(workload.images, state={"terminated": {"exitCode": 0}})
+            self._cluster.patch(
+                "pods", workload.namespace, name, {"status": done | {"phase": "Succeeded"}}
+            )
+            await asyncio.sleep(BREATH_SECONDS)
 
     async def delete(self, workload: Played) -> None:
         """Delete a workload with all that belongs to it."""
@@ -128,9 +143,9 @@ class Stage:
             "uid": uid,
             "controller": True,
         }
-        if workload.kind == "Deployment":
+        if workload.kind in _HASH_LABELS:
             template_hash = self._letters(10)
-            workload.labels = {"app": name, "pod-template-hash": template_hash}
+            workload.labels = {"app": name, _HASH_LABELS[workload.kind]: template_hash}
             workload.owner = self._create(
                 "ReplicaSet", namespace, f"{name}-{template_hash}", owner=top, replicas=replicas
             )
@@ -161,6 +176,9 @@ class Stage:
 
     def _pod_names(self, workload: Played, number: int) -> Iterator[str]:
         for index in range(len(workload.pods), len(workload.pods) + number):
+            if workload.kind == "Pod":
+                yield workload.name
+                continue
             suffix = str(index) if workload.kind == "StatefulSet" else self._letters(5)
             yield f"{workload.owner['name']}-{suffix}"
 
@@ -180,7 +198,7 @@ def _pod(workload: Played, name: str, *, node: str) -> dict[str, Any]:
             "name": name,
             "namespace": workload.namespace,
             "labels": dict(workload.labels),
-            "ownerReferences": [workload.owner],
+            "ownerReferences": [workload.owner] if workload.owner else [],
         },
         "spec": {
             "nodeName": node,
@@ -192,7 +210,7 @@ def _pod(workload: Played, name: str, *, node: str) -> dict[str, Any]:
     }
 
 
-def _running(images: dict[str, str]) -> dict[str, Any]:
+def _running(images: dict[str, str], *, state: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return a status as containerd's kubelet writes it once all containers run."""
     return {
         "phase": "Running",
@@ -202,7 +220,7 @@ def _running(images: dict[str, str]) -> dict[str, Any]:
                 "image": image,
                 "imageID": f"{image.rpartition(':')[0]}@{digest_of(image)}",
                 "ready": True,
-                "state": {"running": {}},
+                "state": {"running": {}} if state is None else state,
             }
             for container, image in images.items()
         ],
