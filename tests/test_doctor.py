@@ -2,13 +2,10 @@
 
 import asyncio
 import json
-import os
-import pty
 import re
 import ssl
-import termios
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +24,7 @@ from tests.support.certificates import certificate
 from tests.support.ledgers import entry, sums
 from tests.support.program import ROOT, Program, tracker_run
 from tests.support.simulated import DIGEST, TOKEN, World, assert_secret, made, name_of, pod
+from tests.support.terminal import on_a_terminal
 from tracker.advice import ADVICE, Trouble, see
 from tracker.commands.checks import Finding, Result, examine, kind_of_token
 from tracker.errors import LedgerError
@@ -729,43 +727,13 @@ async def test_the_table_fits_a_terminal(world: World) -> None:
     environ = world.environ(
         API_TOKEN=WRONG_TOKEN, DN_TEMPLATE="{{namespace}}/{{containerName}}", TERM="xterm"
     )
-    told = await on_a_terminal(
-        tracker_run("doctor", "-kubeconfig", "kubeconfig"), environ, world.folder
+    told, code = await on_a_terminal(
+        tracker_run("doctor", "-kubeconfig", "kubeconfig"), at=world.folder, environ=environ
     )
+    assert code == 1
     assert "\x1b[1;31mfail" in told
     plain = re.sub(r"\x1b\[[0-9;]*m", "", told)
     lines = [line.rstrip() for line in plain.splitlines()]
     assert max(map(len, lines)) <= 80
     shown = re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", "\n".join(lines)) + "\n"
     assert shown == (ROOT / "tests" / "data" / "doctor.txt").read_text(encoding="utf-8")
-
-
-async def on_a_terminal(command: list[str], environ: Mapping[str, str], at: Path) -> str:
-    """Return what a command shows on a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
-    termios.tcsetwinsize(theirs, (50, 80))
-    try:
-        process = await asyncio.create_subprocess_exec(
-            *command,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(at), **environ},
-            cwd=at,
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=theirs,
-        )
-    finally:
-        os.close(theirs)
-    try:
-        shown = await asyncio.to_thread(_read_to_the_end, ours)
-        assert await process.wait() == 1
-    finally:
-        os.close(ours)
-    return shown
-
-
-def _read_to_the_end(terminal: int) -> str:
-    """Read until nobody has the other side open any more, which Linux tells by an error."""
-    parts = []
-    with suppress(OSError):
-        while part := os.read(terminal, 65536):
-            parts.append(part)
-    return b"".join(parts).decode()

@@ -179,9 +179,9 @@ def audit(
 @click.option(
     "--pods",
     type=click.IntRange(1, 5000),
-    default=20,
+    default=24,
     show_default=True,
-    help="How many pods start at first, over 8 workloads.",
+    help="How many pods start at first, over 10 workloads and one of nobody's; 11 at least.",
 )
 @click.option("--keep", is_flag=True, help="Leave the servers up and print their addresses.")
 @click.option("--seed", type=int, default=1, show_default=True, help="What chance starts from.")

@@ -529,12 +529,11 @@ def _settle_at_least(entry: Entry, now: float) -> float | None:
 
 def _not_found_due(now: float, attempts: int, first: float) -> float:
     """
-    Return when to ask again for what was not found: after `first` seconds, doubled with each
-    attempt up to 6 h.
+    Return when to ask again for what was not found: in `first` seconds, doubled with each attempt.
 
-    That is moved up to a tenth later, to one of the moments that all others with the same delay
-    have: so thousands of digests are asked for in a few requests, and the clocks of different
-    machines keep different trackers apart.
+    It is six hours at most. That is moved up to a tenth later, to one of the moments that all
+    others with the same delay have: so thousands of digests are asked for in a few requests, and
+    the clocks of different machines keep different trackers apart.
     """
     delay = _not_found_delay(attempts, first)
     step = delay / NOT_FOUND_PARTS
