@@ -23,6 +23,7 @@ from tracker.answers import (
     Forbidden,
     Limited,
     NotFound,
+    Outcome,
     Rejected,
     Told,
     Unauthorized,
@@ -179,6 +180,22 @@ class Reports:
         self.lines.append(f"FAILED {record.digest[-1]} {reason}")
 
 
+class Counts:
+    """A meter that keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[str] = []
+        self.seconds: list[float] = []
+
+    def answered(self, outcome: Outcome) -> None:
+        """Keep it."""
+        self.outcomes.append(outcome.value)
+
+    def delivered(self, seconds: float) -> None:
+        """Keep it."""
+        self.seconds.append(seconds)
+
+
 class Scene:
     """A delivery with everything around it."""
 
@@ -190,6 +207,7 @@ class Scene:
         self.sender = ScriptedSender()
         self.absences = SureAbsences()
         self.told = Reports()
+        self.counted = Counts()
         self.pace = unlimited()
         self.judge: Callable[[str, Record | None], Judgement] = self.inventory.judge
         self.delivery = Delivery(
@@ -202,6 +220,7 @@ class Scene:
             workers=workers,
             batches=batches,
             chance=lambda: 0.5,
+            meter=self.counted,
         )
         self.absences.touch = self.delivery.touch
         self.run: asyncio.Task[None] | None = None
@@ -273,6 +292,33 @@ async def test_what_runs_is_posted_once_and_told_once() -> None:
         assert on.told.lines == ["OK a deployed"]
         assert on.entry().acknowledged == record("a")
         assert on.delivery.backlog == 0
+
+
+async def test_each_answer_is_counted_and_what_waits_is_timed_until_it_is_acknowledged() -> None:
+    async with scene() as on:
+        on.sender.answers[NAME] = [LOST, LOST]
+        on.see(running("a"))
+        began = waited()
+        await asyncio.sleep(0.5)
+        assert on.delivery.pending_since == began
+        await asyncio.sleep(60)
+        assert on.counted.outcomes == ["failed", "failed", "acknowledged"]
+        (seconds,) = on.counted.seconds
+        first, _, last = (when for when, _ in on.sender.sent)
+        assert seconds == pytest.approx(last - first + on.sender.seconds)
+        assert on.delivery.pending_since is None
+
+
+async def test_what_github_refuses_is_not_what_waits_for_it() -> None:
+    async with scene() as on:
+        on.sender.always = UNKNOWN
+        on.see(running("a"))
+        await asyncio.sleep(10)
+        assert on.delivery.pending_since is None
+        await asyncio.sleep(24 * 3600)  # it was asked for again and again
+        assert on.delivery.pending_since is None
+        assert set(on.counted.outcomes) == {"not_found"}
+        assert on.counted.seconds == []
 
 
 async def test_what_is_gone_is_decommissioned_with_the_digest_that_was_acknowledged() -> None:

@@ -474,6 +474,7 @@ class Delivery:
                 step = _repost(entry) or step
             match step:
                 case Send(record=record) if not behind and self._goes_behind(name, entry, record):
+                    self._since.pop(name, None)  # what was refused, or is only sent to be sure
                     self._behind[name] = None
                     self._is_behind.set()
                 case Send() | Defer() | Forget():

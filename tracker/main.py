@@ -79,6 +79,7 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     memo.update(logins=logins + 1, quick_logins=quick, login_at=now)
     tracker: Tracker = memo["tracker"]
     pulse: Pulse = memo["pulse"]
+    tracker.condition.asked()  # whoever looks for credentials tries, too
     try:
         connection = await tracker.cluster.connect(
             on_ask=tracker.condition.asked,
