@@ -80,6 +80,8 @@ $(VENV)/.run: requirements.lock | $(VENV)/.python
 	@echo '==> installing what the program needs'
 	@$(call install,requirements.lock)
 	@$(BIN)/python -c "import site; open(site.getsitepackages()[0] + '/here.pth', 'w').write('$(CURDIR)\n')"
+	@printf '#!/bin/sh\nexec "%s" -m tracker "$$@"\n' '$(CURDIR)/$(BIN)/python' >$(BIN)/deployment-tracker
+	@chmod +x $(BIN)/deployment-tracker
 	@touch $@
 
 $(VENV)/.dev: requirements-dev.lock pyproject.toml | $(VENV)/.python
