@@ -9,16 +9,20 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from tests.support import kubectl
-from tests.support.commands import ledger_of
+from tests.support.commands import entry_of, ledger_of, record_of
 from tests.support.documented import Way, documented, way_of
 from tests.support.documents import ROOT, Command
 from tests.support.program import Program
 from tests.support.simulated import IN_STEP, World, made, pod
+from tracker.settings import load
+from tracker.transport import API_VERSION
 
 PLACEHOLDERS = {"NAMESPACE/POD": "shop/web-5d8f7c9b4-x2x1z"}
 """What a reader puts in; other words in capitals are files of the folder that a command runs in."""
@@ -45,9 +49,28 @@ async def place(folder: Path) -> AsyncIterator[World]:
         reader["metadata"]["ownerReferences"][0]["name"] = f"web-{hash_}"
         world.cluster.create(reader)
         world.cluster.write_kubeconfig(folder / "KUBECONFIG")
-        async with ledger_of(environ_of(world), folder / "ledger.db", []):
-            pass
+        await record(world)
         yield world
+
+
+async def record(world: World) -> None:
+    """Have GitHub and the ledger hold what runs."""
+    environ, entry = environ_of(world), entry_of("web", acknowledged=record_of("web"))
+    async with ledger_of(environ, world.folder / "ledger.db", [entry]):
+        pass
+    async with (
+        aiohttp.ClientSession(world.github.url) as session,
+        session.post(
+            f"/orgs/{environ['ORG']}/artifacts/metadata/deployment-record",
+            json=record_of("web").payload(load({}, environ).scope),
+            headers={
+                "Accept": "application/vnd.github+json",
+                "X-GitHub-Api-Version": API_VERSION,
+                "Authorization": f"Bearer {environ['API_TOKEN']}",
+            },
+        ) as response,
+    ):
+        assert response.status == HTTPStatus.OK, await response.text()
 
 
 def environ_of(world: World) -> dict[str, str]:
