@@ -33,7 +33,9 @@ KUBELET: Final = (Way.KUBELET, "")
 
 TABLE: Final[Mapping[str, tuple[Way, str]]] = {
     "deployment-tracker": ENDS,
+    "deployment-tracker --dry-run": STAYS,
     "deployment-tracker -namespace": STAYS,
+    "deployment-tracker once --retire": (Way.ELSEWHERE, "tests/test_once.py"),  # at a terminal
     "deployment-tracker run": STAYS,
     "deployment-tracker demo": (Way.ELSEWHERE, "tests/test_demo.py"),
     "eval": ENDS,
