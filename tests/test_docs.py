@@ -105,6 +105,23 @@ def test_a_fault_without_a_test_is_told_in_its_row() -> None:
     )
 
 
+def test_every_picture_is_shown_and_every_one_that_is_shown_exists() -> None:
+    shown = set()
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        for place in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
+            shown.add((page.parent / place).resolve())
+    assert shown == set((ROOT / "docs" / "pictures").iterdir())
+
+
+@pytest.mark.parametrize(
+    "picture", sorted((ROOT / "docs" / "pictures").glob("*.svg")), ids=lambda path: path.stem
+)
+def test_a_drawn_picture_is_small_and_asks_nobody_for_anything(picture: Path) -> None:
+    text = picture.read_text(encoding="utf-8")
+    assert len(text) < 150 * 1024
+    assert not re.findall(r"url\((?!#)|href=|<script", text)
+
+
 @pytest.mark.parametrize("document", ["faults.md", "guarantees.md"])
 def test_every_test_that_a_document_names_exists(document: str) -> None:
     text = (ROOT / "docs" / document).read_text(encoding="utf-8")

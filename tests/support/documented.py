@@ -48,6 +48,7 @@ TABLE: Final[Mapping[str, tuple[Way, str]]] = {
     "kopf run -A tracker/main.py": STAYS,
     "make .venv/.dev": (Way.ELSEWHERE, "Makefile"),  # each target that tests begins with it
     "make bench": (Way.NOT, "minutes, and its figures are not for tests"),
+    "make soak": (Way.NOT, "half an hour"),
     "make check": (Way.ELSEWHERE, ".github/workflows/ci.yml"),
     "make demo": (Way.ELSEWHERE, "tests/test_demo.py"),
     "make docs": (Way.ELSEWHERE, "tests/test_docs.py"),

@@ -79,17 +79,12 @@ class Screen:
         self._cut(Text.assemble(("$ ", "cyan"), command))
         for line in lines:
             word, blank, rest = line.rstrip().partition(" ")
-            self._cut(
-                Text.assemble(
-                    (word, "dim green" if word == "ok" else "dim"),
-                    blank,
-                    rest,
-                )
-            )
+            style = "green" if word == "ok" else "dim"
+            self._cut(Text.assemble((word + blank, style), (rest, "dim")))
 
     def table(self, title: str, columns: Sequence[str], rows: Iterable[Sequence[Text]]) -> None:
         """Show a table; its first and its last column may be folded."""
-        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="dim")
         for column in columns:
             table.add_column(column, overflow="fold", no_wrap=column in columns[1:-1])
         for row in rows:
