@@ -11,10 +11,12 @@ import aiohttp
 import pytest
 
 from tests.support.program import ROOT
+from tests.support.simulated import DIGEST
 from tests.support.terminal import on_a_terminal
 from tracker.sandbox.github import SimulatedGitHub
 from tracker.sandbox.script import answers, drops
-from tracker.sandbox.stand import repeated
+from tracker.sandbox.stand import line_of, repeated
+from tracker.sandbox.truth import Comparison
 
 WITHIN = 110.0
 """Seconds; it aims at half a minute on an idle machine and at one on two busy cores."""
@@ -148,11 +150,37 @@ async def test_a_demo_that_is_ended_leaves_no_tracker_behind(tmp_path: Path) -> 
         os.kill(int(pid.read_text()), 0)
 
 
+@pytest.mark.parametrize(
+    ("why", "state", "status", "expected"),
+    [
+        pytest.param("", "acknowledged", "deployed", "", id="agree"),
+        pytest.param("", "acknowledged", "decommissioned", "the ledger has it otherwise", id="old"),
+        pytest.param("", "pending", "deployed", "the ledger has it as pending", id="pending"),
+        pytest.param("", "", "", "the ledger has it as unknown", id="unknown"),
+        pytest.param("is not recorded", "acknowledged", "deployed", "is not recorded", id="GitHub"),
+    ],
+)
+def test_a_name_agrees_only_on_all_three_sides(
+    why: str, state: str, status: str, expected: str
+) -> None:
+    comparison = Comparison(
+        deployment_name="shop/web/web",
+        wanted="standing",
+        cluster=DIGEST,
+        github=DIGEST,
+        status="deployed",
+        agrees=not why,
+        why=why,
+    )
+    entry = {"state": state, "acknowledged": {"digest": DIGEST, "status": status}} if state else {}
+    assert line_of(comparison, entry).why == expected
+
+
 async def test_a_post_is_repeated_for_a_reason_when_its_answer_was_lost() -> None:
     """What is told of as posted twice without need is what makes the demo fail."""
     record = {
         "name": "ghcr.io/acme/app",
-        "digest": "sha256:" + "a" * 64,
+        "digest": DIGEST,
         "status": "deployed",
         "logical_environment": "test",
     }

@@ -19,7 +19,7 @@ from tracker.sandbox.stage import Played, Stage
 from tracker.sandbox.tracker_process import PATIENCE_SECONDS, Ran, StoryError, TrackerProcess
 from tracker.sandbox.truth import Comparison, compare, should_stand
 
-__all__ = ["Line", "Stand", "records_of", "repeated"]
+__all__ = ["Line", "Stand", "line_of", "records_of", "repeated"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +97,7 @@ class Stand:
         """Return cluster, ledger and GitHub side by side, the ledger as `status` tells of it."""
         ran = await self.command("status", "--all", "--offline", "-o", "json", well=(0, 1))
         ledger = {each["deployment_name"]: each for each in json.loads(ran.stdout)["names"]}
-        found = [_line(each, ledger.pop(each.deployment_name, {})) for each in self.comparisons()]
+        found = [line_of(each, ledger.pop(each.deployment_name, {})) for each in self.comparisons()]
         if ledger:
             message = f"the ledger has names that nobody else has: {', '.join(sorted(ledger))}"
             raise StoryError(message)
@@ -122,7 +122,8 @@ class Stand:
             await asyncio.gather(seen, ended, return_exceptions=True)
 
 
-def _line(comparison: Comparison, entry: Mapping[str, Any]) -> Line:
+def line_of(comparison: Comparison, entry: Mapping[str, Any]) -> Line:
+    """Return a name's line; `entry` is what `status` tells of it, empty when it has nothing."""
     acknowledged = entry.get("acknowledged") or {}
     digest, status = acknowledged.get("digest", ""), acknowledged.get("status", "")
     why = comparison.why

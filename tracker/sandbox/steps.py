@@ -5,6 +5,7 @@ A step plays on the stage, waits until GitHub holds what it should, and says wha
 does not come true is a `StoryError`, and the demo has failed.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -164,11 +165,15 @@ async def _kill(stand: Stand) -> None:
     before = len(stand.github.posts())
     script = stand.github.script(hangs(applied=True), times=1)
     stand.screen.happen("shop/web goes to 1.2; GitHub writes it down, and its answer hangs")
-    await _to(stand, stand.workloads["web"], "1.2", "web")
-    await stand.until(
-        lambda: any(each.applied is not None for each in script.used), "a post that hangs"
-    )
-    await stand.tracker.kill()
+    # Of a large workload the pods go on being replaced while the tracker is down.
+    rolling = asyncio.create_task(_to(stand, stand.workloads["web"], "1.2", "web"))
+    try:
+        await stand.until(
+            lambda: any(each.applied is not None for each in script.used), "a post that hangs"
+        )
+        await stand.tracker.kill()
+    finally:
+        await rolling
     stand.screen.happen("kill -9; while it is down shop/cart is deleted, shop/search goes to 1.2")
     stand.github.heal()
     await stand.stage.delete(stand.workloads.pop("cart"))

@@ -11,6 +11,7 @@ import asyncio
 import os
 import shlex
 import signal
+import sys
 import tempfile
 import time
 from contextlib import AsyncExitStack
@@ -168,7 +169,7 @@ async def _stay(stand: Stand, folder: Path) -> None:
         f"  GitHub      {stand.github.url}   token {stand.github.token}, organisation {ORG}\n"
         f"  look around . {settings}\n"
         f"              kubectl get pods -A\n"
-        f"              deployment-tracker status --all\n"
+        f"              {sys.executable} -m tracker status --all\n"
     )
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
