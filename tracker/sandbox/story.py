@@ -81,9 +81,10 @@ async def _tell(screen: Screen, *, pods: int, keep: bool, seed: int) -> int:
             screen.fail(str(error), tracker.diagnostics())
             return 1
         _show(screen, lines)
+        seconds = time.monotonic() - began
         if keep:
             await _stay(stand, folder)
-        return await _end(stand, lines, began)
+        return await _end(stand, lines, seconds)
 
 
 def _environment(folder: Path, cluster: SimulatedCluster, github: SimulatedGitHub) -> Environ:
@@ -104,7 +105,7 @@ def _environment(folder: Path, cluster: SimulatedCluster, github: SimulatedGitHu
     }
 
 
-async def _end(stand: Stand, lines: list[Line], began: float) -> int:
+async def _end(stand: Stand, lines: list[Line], seconds: float) -> int:
     """Stop the tracker, tell how it all ended, and return the exit code."""
     code = await stand.tracker.stop()
     posts = stand.github.posts()
@@ -113,7 +114,7 @@ async def _end(stand: Stand, lines: list[Line], began: float) -> int:
     well = agreed and not needless and code == 0
     text = (
         f"cluster, ledger and GitHub {'agree' if agreed else 'DIFFER'} in {len(lines)} names"
-        f" after {len(posts)} posts and {time.monotonic() - began:.0f} s"
+        f" after {len(posts)} posts and {seconds:.0f} s"
     )
     (stand.screen.prove if well else stand.screen.say)(text)
     stand.screen.add(f"posted twice without need: {', '.join(needless) or 'none'}")
