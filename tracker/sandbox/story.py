@@ -166,9 +166,9 @@ async def _stay(stand: Stand, folder: Path) -> None:
     settings.chmod(0o600)
     stand.screen.say(
         f"\nstill up, until Ctrl-C:\n"
-        f"  API server  {stand.cluster.url}\n"
+        f"  API server  {stand.cluster.url}   kubeconfig {folder}/kubeconfig\n"
         f"  GitHub      {stand.github.url}   token {stand.github.token}, organisation {ORG}\n"
-        f"  look around . {settings}\n"
+        f"  settings    {settings}: source it, then look around:\n"
         f"              kubectl get pods -A\n"
         f"              {sys.executable} -m tracker status --all\n"
     )
