@@ -49,6 +49,7 @@ TABLE: Final[Mapping[str, tuple[Way, str]]] = {
     "make .venv/.dev": (Way.ELSEWHERE, "Makefile"),  # each target that tests begins with it
     "make bench": (Way.NOT, "minutes, and its figures are not for tests"),
     "make soak": (Way.NOT, "half an hour"),
+    "python -m bench.pictures": (Way.NOT, "it draws anew what the documents show"),
     "make check": (Way.ELSEWHERE, ".github/workflows/ci.yml"),
     "make demo": (Way.ELSEWHERE, "tests/test_demo.py"),
     "make docs": (Way.ELSEWHERE, "tests/test_docs.py"),
