@@ -26,7 +26,7 @@ from tracker.sandbox.script import delays
 
 __all__ = ["DEFAULT", "SCENARIOS", "TARGETS", "Bench", "Figures", "sent"]
 
-PATIENCE_SECONDS: Final = 300.0
+PATIENCE_SECONDS: Final = 900.0
 SETTLE_SECONDS: Final = 5.0
 """After all is done, until memory counts as settled."""
 QUIET_SECONDS: Final = 1.2

@@ -31,6 +31,7 @@ from tracker.answers import (
 )
 from tracker.delivery import GATHER_SECONDS, Delivery
 from tracker.entries import SETTLE_SECONDS, Entry, State
+from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.images import Digest, Image
 from tracker.inventory import Deployed, Inventory, Judgement
 from tracker.ledger import MemoryLedger
@@ -613,6 +614,61 @@ async def test_a_drain_waits_for_a_pause_that_ends_in_time() -> None:
         on.pace.note(Limited(reason="HTTP 429", pause_seconds=5))
         assert await on.delivery.drain(20) == 0
         assert on.sender.digests == "a"
+
+
+class FullLedger(MemoryLedger):
+    """A ledger that can't be written, because of these names, until they are taken out."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        self.full = set(names)
+        self.error: Exception = LedgerWriteError("disk full")
+
+    async def put(self, *entries: Entry) -> None:
+        """Write entries, or none of them."""
+        if self.full.intersection(entry.deployment_name for entry in entries):
+            raise self.error
+        await super().put(*entries)
+
+
+async def test_what_can_not_be_written_is_not_sent_and_tried_again() -> None:
+    """Once, it was tried again at once, thousands of times a second."""
+    ledger = FullLedger(NAME)
+    async with scene(ledger=ledger) as on:
+        on.see(running("a"))
+        with capture_logs() as logs:
+            await asyncio.sleep(60)
+        assert not on.sender.sent
+        assert 10 <= len(logs) <= 13
+        ledger.full.clear()
+        await asyncio.sleep(10)
+        assert on.entry().acknowledged == record("a")
+
+
+@pytest.mark.parametrize(
+    ("error", "within"),
+    [
+        pytest.param(LedgerTextError("no Unicode"), 10.0, id="the-ledger-refuses-it"),
+        pytest.param(ZeroDivisionError(), 70.0, id="a-mistake-of-ours"),
+    ],
+)
+async def test_a_name_that_breaks_a_batch_holds_up_no_other_one(
+    error: Exception, within: float
+) -> None:
+    ledger = FullLedger(NAME)
+    ledger.error = error
+    async with scene(workers=1, ledger=ledger, batches=True) as on:
+        on.see(running("b", uid="0", app="first"))
+        await asyncio.sleep(0.5)
+        on.see(running("a"), *(running("b", uid=f"{n}", app=f"x{n}") for n in range(1, 9)))
+        await asyncio.sleep(9)
+        assert {record.deployment_name for _, record in on.sender.sent} == {
+            "shop/web/first",
+            *(f"shop/web/x{n}" for n in range(1, 9)),
+        }
+        ledger.full.clear()
+        await asyncio.sleep(within)
+        assert on.entry().acknowledged == record("a")
 
 
 class SlowLedger(MemoryLedger):

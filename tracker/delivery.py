@@ -514,6 +514,12 @@ class Delivery:
             timer.cancel()
         self._timers[name] = loop.call_at(when, self.touch, name)
 
+    def _look_later(self, name: str, seconds: float) -> None:
+        """Look at a name that a worker has when that time is over, and not before."""
+        # The intent had it looked at again, whatever came of it: that would be at once.
+        self._again.discard(name)
+        self._look_again(name, asyncio.get_running_loop().time() + seconds)
+
     # Sending.
 
     async def _deliver(self, names: Sequence[str], *, behind: bool) -> None:
@@ -534,12 +540,12 @@ class Delivery:
                 else:
                     (name,) = part.names
                     _log.exception("name failed", deployment_name=name)
-                    self._look_again(name, asyncio.get_running_loop().time() + BROKEN_NAME_SECONDS)
+                    self._look_later(name, BROKEN_NAME_SECONDS)
 
     def _put_off(self, names: Sequence[str], reason: str) -> None:
         _log.error("put off", deployment_name=names[0], names=len(names), reason=reason)
         for name in names:
-            self._look_again(name, asyncio.get_running_loop().time() + LEDGER_RETRY_SECONDS)
+            self._look_later(name, LEDGER_RETRY_SECONDS)
 
     async def _post(self, part: Part, *, behind: bool) -> list[Part]:
         """Send what is to be sent of a part; return what is to follow, the last one first."""
