@@ -65,6 +65,9 @@ async def _measure(names: Sequence[str], other: str, *, simulated: bool) -> dict
             except TimeoutError as error:
                 # What another program never reaches is a figure as well.
                 figures = {"not_reached": str(error).partition("\n")[0] or "in time"}
+            # At once as well: a long run may be cut off.
+            told = ", ".join(f"{figure} {_cell(value)}" for figure, value in figures.items())
+            print(f"  {told}", file=sys.stderr)
             results.setdefault(name, {})[title] = {"figures": figures, "series": bench.series}
     return results
 
