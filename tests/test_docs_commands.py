@@ -100,6 +100,7 @@ def those(way: Way) -> list[object]:
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_somebody_tries_each_command(command: Command) -> None:
     way, told = way_of(command)
+    assert way is not None, "say in tests/support/documented.py how it is tried"
     if way is Way.ELSEWHERE:
         assert (ROOT / told).is_file()
     else:
