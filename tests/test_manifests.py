@@ -20,7 +20,12 @@ from tracker.flags import FLAG_ONLY
 from tracker.settings import Settings, load, read_duration
 
 MANIFESTS = ROOT / "manifests"
-KUSTOMIZATIONS = ("base", "overlays/development", "overlays/namespaced", "overlays/production")
+KUSTOMIZATIONS = (
+    "base",
+    *sorted(
+        f"overlays/{path.parent.name}" for path in MANIFESTS.glob("overlays/*/kustomization.yaml")
+    ),
+)
 COMPONENTS = tuple(
     sorted(path.parent.name for path in MANIFESTS.glob("components/*/kustomization.yaml"))
 )
