@@ -42,6 +42,7 @@ TABLE: Final[Mapping[str, tuple[Way, str]]] = {
     "python -m tracker": STAYS,
     "python -m tracker doctor": ENDS,
     "python -m tracker status": ENDS,
+    "python -m bench.pictures": (Way.NOT, "it draws what a person has to look at"),
     "python -m tests.support.generated": (Way.ELSEWHERE, "tests/test_docs.py"),
     "kopf run": (Way.NOT, "the name of a mode; with its file it is a command"),
     "kopf run tracker/main.py": STAYS,
