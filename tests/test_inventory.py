@@ -171,6 +171,42 @@ def test_what_is_skipped_is_counted_by_reason_as_it_is_now() -> None:
     assert inventory.skipped() == {SkipReason.BARE: 3}
 
 
+def test_a_pod_that_may_have_gone_unseen_does_not_speak_for_its_name() -> None:
+    """After a gap in the watch an older pod that is gone must not follow a newer one that goes."""
+    inventory = inventory_of([running("a", "old", age=1)])
+    inventory.doubt()
+    assert inventory.judge(NAME, record("a")) == Held(displaced=False)
+    inventory.observe(running("b", "new", age=2))
+    assert isinstance(inventory.judge(NAME, record("a")), Deployed)
+    inventory.remove("new")
+    assert inventory.judge(NAME, record("b")) == Held(displaced=False)
+    assert inventory.remove("old") == {NAME}  # a reconcile showed that it has gone
+    assert inventory.judge(NAME, record("b")) == Absent()
+
+
+def test_a_pod_that_is_seen_again_speaks_again_and_its_names_are_looked_at() -> None:
+    inventory = inventory_of([running("a", "old")])
+    assert inventory.observe(running("a", "old")) == frozenset()
+    inventory.doubt()
+    assert inventory.observe(running("a", "old")) == {NAME}
+    assert inventory.judge(NAME, None) == judgement_of([running("a", "old")])
+
+
+def test_a_list_ends_doubts_that_are_not_newer_than_it() -> None:
+    inventory = inventory_of([running("a", "old")])
+    inventory.doubt()
+    gaps = inventory.gaps
+    inventory.doubt()  # while the list was under way
+    assert inventory.trust(gaps) == frozenset()
+    assert inventory.judge(NAME, None) == Held(displaced=False)
+    assert inventory.trust(inventory.gaps) == {NAME}
+    assert inventory.judge(NAME, None) == judgement_of([running("a", "old")])
+
+
+def judgement_of(pods: Iterable[Pod]) -> Judgement:
+    return inventory_of(pods).judge(NAME, None)
+
+
 def test_an_event_names_what_it_may_change_and_nothing_else() -> None:
     inventory = Inventory(template=TEMPLATE)
     two = pod(containers=[container("app"), container("proxy")])

@@ -7,6 +7,7 @@ A watch that breaks must not end the process, nor lose a pod, nor make it tell a
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
+from pathlib import Path
 from typing import Final
 
 import pytest
@@ -21,7 +22,15 @@ from tests.support.simulated import (
 )
 from tracker.sandbox import outages
 from tracker.sandbox.cluster import SimulatedCluster
-from tracker.sandbox.outages import EndStream, Injection, Match, RawAnswer, Refuse, Truncate
+from tracker.sandbox.outages import (
+    EndStream,
+    Injection,
+    Match,
+    RawAnswer,
+    Refuse,
+    StreamError,
+    Truncate,
+)
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
@@ -119,3 +128,36 @@ async def test_whatever_becomes_of_the_watch_it_goes_on_and_tells_nothing_twice(
     assert names == [name_of("early"), name_of(survival), name_of("late")]
     assert {line.outcome for line in program.lines} == {"OK"}
     assert ("the watch is started again" in program.said) is (survival in ENDING)
+
+
+@pytest.mark.fault("K17")
+async def test_a_pod_that_went_in_a_gap_does_not_come_back_when_a_newer_one_goes(
+    tmp_path: Path,
+) -> None:
+    """Until a reconcile finds that it has gone it may not speak: what it ran is older."""
+    old, new, next_one = (f"sha256:{letter * 64}" for letter in "123")
+    age = "2024-01-15T10:30:0{}Z"
+    async with made(tmp_path) as world:
+        world.cluster.create(pod("web", digest=old, number=1, creationTimestamp=age.format(1)))
+        async with world.program() as program:
+            await world.told("web", old)
+            gone = world.cluster.inject(StreamError(code=410), match=Match(verb="watch"))
+            away = world.cluster.inject(Refuse(code=503), match=Match(resource="pods"))
+            world.cluster.cut_watches()
+            await program.until_said("Request attempt")  # it is away
+            world.cluster.delete("pods", "shop", "web-abc-1", grace_seconds=0)
+            world.cluster.create(pod("web", digest=new, number=2, creationTimestamp=age.format(2)))
+            world.cluster.remove(gone)
+            world.cluster.remove(away)
+            await world.told("web", new)
+            world.cluster.delete("pods", "shop", "web-abc-2", grace_seconds=0)
+            waiting = pod("web", digest=next_one, number=3, creationTimestamp=age.format(3))
+            waiting["status"] = {"phase": "Pending"}
+            world.cluster.create(waiting)
+            await program.until_said("reconciled")
+            waiting["status"] = pod("web", digest=next_one)["status"]
+            world.cluster.patch("pods", "shop", "web-abc-3", {"status": waiting["status"]})
+            await world.told("web", next_one)
+            assert await program.stopped() == 0
+        posted = [each.digest for sent in world.github.posts() for each in sent.deployments]
+        assert posted == [old, new, next_one]

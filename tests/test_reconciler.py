@@ -159,6 +159,15 @@ class ScriptedView:
         """Count."""
         self.looks += 1
 
+    @property
+    def gaps(self) -> int:
+        """Ask the inventory."""
+        return self.inventory.gaps
+
+    def trust(self, gaps: int) -> None:
+        """Tell the inventory."""
+        self.inventory.trust(gaps)
+
 
 class World:
     """A reconciler between an API server and what was seen of it."""

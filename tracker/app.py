@@ -201,6 +201,16 @@ class Tracker:
         self._sightings.note_gone(uid)
         self._change(uid, self.inventory.remove(uid))
 
+    def watch_asked(self) -> None:
+        """Take note that the API server is asked for a list or a watch: the last one is over."""
+        self.condition.asked()
+        self._absences.distrust()
+
+    def watch_began_anew(self) -> None:
+        """Take note that the watch begins with a list: what went before it, it will not tell."""
+        self.inventory.doubt()
+        self.request_reconcile()
+
     def request_reconcile(self) -> None:
         """Take note that the watch began anew: what went in the gap it will not tell."""
         self._reconciler.request()
@@ -304,6 +314,15 @@ class Tracker:
             self.catalog.prune(self.inventory.living())
             self._kept.clear()
             self._keep([entry.deployment_name for entry in self.ledger.entries()])
+
+    @property
+    def gaps(self) -> int:
+        """Return how often the watch began anew so far."""
+        return self.inventory.gaps
+
+    def trust(self, gaps: int) -> None:
+        """Take the pods that are known for those that are there, as of after so many gaps."""
+        self._look_anew(self.inventory.trust(gaps))
 
     def look_at_all(self) -> None:
         """

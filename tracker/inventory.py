@@ -91,6 +91,8 @@ class Inventory:
         self._names: dict[str, tuple[str, ...]] = {}
         self._too_long: Counter[str] = Counter()
         self._shared_within: dict[str, set[str]] = {}
+        self._doubtful: set[str] = set()
+        self._gaps = 0
 
     def __len__(self) -> int:
         return len(self._pods)
@@ -112,10 +114,13 @@ class Inventory:
         if known is not None:
             if pod.version < known.version and not surely:
                 return frozenset()
+            was_doubtful = pod.uid in self._doubtful
+            self._doubtful.discard(pod.uid)
             if known == pod:
-                # Only the version is new: nothing to be looked at, but to be remembered.
+                # Only the version is new: nothing to be looked at, but to be remembered. Unless it
+                # is news that the pod is there at all.
                 self._pods[pod.uid] = pod
-                return frozenset()
+                return frozenset(self._names.get(pod.uid, ())) if was_doubtful else frozenset()
         before = self._withdraw(pod.uid)
         self._pods[pod.uid] = pod
         return before | self._declare(pod) if isinstance(pod, Pod) else before
@@ -124,7 +129,34 @@ class Inventory:
         """Take note that a pod is gone; return the deployment names this may change."""
         names = self._withdraw(uid)
         self._pods.pop(uid, None)
+        self._doubtful.discard(uid)
         return names
+
+    @property
+    def gaps(self) -> int:
+        """Return how often it was doubted so far which pods are there."""
+        return self._gaps
+
+    def doubt(self) -> None:
+        """
+        Doubt of every pod that it is still there, until it is seen again.
+
+        The watch began anew, and of what went meanwhile it will not tell: a pod that is gone must
+        not speak for its name when a newer one goes.
+        """
+        self._gaps += 1
+        self._doubtful = set(self._pods)
+
+    def trust(self, gaps: int) -> frozenset[str]:
+        """
+        Take the pods that are known for those that are there; return the names this may change.
+
+        A list showed it that was asked for after so many `gaps`; with a newer one it says nothing.
+        """
+        if gaps != self._gaps:
+            return frozenset()
+        doubtful, self._doubtful = self._doubtful, set()
+        return frozenset(name for uid in doubtful for name in self._names.get(uid, ()))
 
     def reassign(self) -> frozenset[str]:
         """Ask anew whose workloads are part of others; return the names this may change."""
@@ -164,6 +196,9 @@ class Inventory:
         newest = _newest(claims)
         if newest is None:
             # Nothing is known to run under the name: pods wait to start, or their node is lost.
+            return Held(displaced=False)
+        if newest.pod.uid in self._doubtful:
+            # It may have gone while nobody watched, and what it ran may be older than what stands.
             return Held(displaced=False)
         image = newest.container.image
         if not isinstance(image, Image):

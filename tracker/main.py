@@ -82,8 +82,8 @@ async def _login(memo: kopf.Memo, **_: object) -> kopf.AiohttpSession:
     tracker.condition.asked()  # whoever looks for credentials tries, too
     try:
         connection = await tracker.cluster.connect(
-            on_ask=tracker.condition.asked,
-            on_list=tracker.request_reconcile,
+            on_ask=tracker.watch_asked,
+            on_list=tracker.watch_began_anew,
             on_page=_each(pulse.listing, tracker.condition.granted),
             on_watch=_each(pulse.watching, tracker.condition.granted),
         )

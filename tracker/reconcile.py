@@ -273,6 +273,10 @@ class Absences:
         """Take a list's word for the absence of these names only when a later one agrees."""
         self._doubted.update(names)
 
+    def distrust(self) -> None:
+        """Drop what was found out: the watch is asked for anew; what came before is unseen."""
+        self._confirmed.clear()
+
     def withdraw(self, name: str) -> None:
         """Drop what was wanted and found out about a name: a pod event makes it count no more."""
         self._wanted.pop(name, None)
@@ -443,6 +447,15 @@ class View(Protocol):
         """Have every name looked at, those of the ledger included."""
         ...
 
+    @property
+    def gaps(self) -> int:
+        """Return how often the watch began anew so far."""
+        ...
+
+    def trust(self, gaps: int) -> None:
+        """Take the pods that are known for those that are there, as of after so many gaps."""
+        ...
+
 
 class Reconciler:
     """
@@ -510,12 +523,14 @@ class Reconciler:
         already.
         """
         seen = self._view.versions()
+        gaps = self._view.gaps
         listed = await self._pods.list_pods()
         drift = drift_of(seen, listed)
         gone = await self._believed(drift.gone)
         for uid in gone:
             self._view.lose_surely(uid)
         fetched = await self._fetch(listed, drift.lacking)
+        self._view.trust(gaps)
         try:
             await self._view.read_workloads()
         finally:
