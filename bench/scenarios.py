@@ -382,6 +382,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "rollout-1000": partial(rollout, deployments=1000),
     "churn": partial(churn, rate=1000, seconds=120),
     "churn-burst": partial(churn, rate=2500, seconds=10),
+    "churn-long": partial(churn, rate=200, seconds=600),
     "stop": stop,
     "growth": growth,
 }
@@ -403,4 +404,5 @@ TARGETS: Final[Mapping[tuple[str, str], float]] = {
     ("rollout-100", "api_requests"): 0.0,
     ("churn", "loop_lag_ms_max"): 250.0,
     ("churn-burst", "loop_lag_ms_max"): 250.0,
+    ("churn-long", "loop_lag_ms_max"): 250.0,
 }
