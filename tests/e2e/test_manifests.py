@@ -29,6 +29,9 @@ ACCOUNT = "deployment-tracker"
 ALONE = "manifests-restricted"
 """Stands in for the namespaced overlay's, so that no other test meets its pod security rules."""
 
+NOW_AND_THEN = "manifests-cronjob"
+"""Where the CronJob component is asked for."""
+
 Manifest = dict[str, Any]  # raw YAML
 
 Right = tuple[str, str]
@@ -130,30 +133,32 @@ def test_the_server_takes_the_cronjob_component(
     tmp_path: Path, control_plane: ControlPlane
 ) -> None:
     root = os.path.relpath(ROOT / "manifests", tmp_path)
+    # A namespace of its own: what was applied in the usual one is somebody else's.
     (tmp_path / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
-        f"resources: [{root}/base]\n"
+        f"namespace: {NOW_AND_THEN}\nresources: [{root}/base]\n"
         f"components: [{root}/components/workloads, {root}/components/cronjob]\n"
     )
     text = render(tmp_path)
     if text is None:
         pytest.skip("kubectl is not on PATH")
-    control_plane.apply(*(m for m in yaml.safe_load_all(text) if m["kind"] == "Namespace"))
-    code, printed = kubectl(
-        control_plane, "apply", "--server-side", "--dry-run=server", "-f", "-", text=text
-    )
+    manifests = list(yaml.safe_load_all(text))
+    control_plane.apply(*(m for m in manifests if m["kind"] == "Namespace"))
+    others = yaml.safe_dump_all(m for m in manifests if m["kind"] != "Namespace")
+    asked = ("apply", "--dry-run=server", "-f", "-")
+    code, printed = kubectl(control_plane, *asked, text=others)
     assert code == 0, printed
     assert "Warning" not in printed
-    assert "cronjob.batch/deployment-tracker serverside-applied" in printed
+    assert "cronjob.batch/deployment-tracker created" in printed
     # Not the pod of the Deployment, but the one that the CronJob's Jobs would make.
-    (cronjob,) = (m for m in yaml.safe_load_all(text) if m["kind"] == "CronJob")
+    (cronjob,) = (m for m in manifests if m["kind"] == "CronJob")
     pod = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {"name": "deployment-tracker-0"},
         "spec": cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"],
     }
-    path = "/api/v1/namespaces/deployment-tracker/pods?dryRun=All"
+    path = f"/api/v1/namespaces/{NOW_AND_THEN}/pods?dryRun=All"
     status, answer = control_plane.request("POST", path, pod)
     assert status == 201, answer
 
@@ -308,5 +313,5 @@ def test_the_job_that_retires_the_records_is_one_the_server_takes(
     assert code == 0, printed
     assert "Warning" not in printed
     (container,) = yaml.safe_load(printed)["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["once", "--retire"]
+    assert container["args"] == ["once", "--retire", "--yes"]
     assert not any(key.endswith("Probe") for key in container)
