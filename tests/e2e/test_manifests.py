@@ -93,6 +93,10 @@ def applied(
 ) -> Iterator[Applied]:
     """Apply one kustomization after the other, and delete it."""
     name: str = request.param
+    # As where it never was: other tests made its namespace by other means.
+    absent = ("delete", "namespace", ACCOUNT, "--ignore-not-found", "--timeout=50s")
+    code, printed = kubectl(control_plane, *absent)
+    assert code == 0, printed
     folder, namespace = ROOT / "manifests" / name, ACCOUNT
     if name == "overlays/namespaced":  # into a namespace that is there already
         namespace = ALONE
