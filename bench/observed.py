@@ -8,7 +8,6 @@ longest lag of the loop come from `/metrics`, where that is served.
 import asyncio
 import os
 import re
-import socket
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -19,6 +18,7 @@ from typing import Final, Self
 
 import aiohttp
 
+from tests.support.probe import free_port
 from tests.support.program import Program
 
 __all__ = ["Observed", "Samples"]
@@ -49,7 +49,7 @@ class Observed:
     """One run of a program; an async context manager like `Program`, which it starts."""
 
     def __init__(self, command: Sequence[str], *, environ: Mapping[str, str], folder: Path) -> None:
-        self._port = _free_port()
+        self._port = free_port()
         metrics = {"METRICS_PORT": str(self._port)}
         self.program = Program(command, environ={**environ, **metrics}, folder=folder)
         self.began = 0.0
@@ -126,10 +126,3 @@ class Observed:
             self.samples.backlog.append((at, float(told["queue_depth"])))
         if "loop_lag_seconds" in told:
             self.samples.lag_ms.append((at, float(told["loop_lag_seconds"]) * 1000))
-
-
-def _free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port

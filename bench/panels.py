@@ -13,7 +13,6 @@ import asyncio
 import json
 import math
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -28,6 +27,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from tests.support.generated import ALERTS, ROOT
+from tests.support.probe import free_port
 from tests.support.program import Program, tracker_run
 from tracker.sandbox.cluster import SimulatedCluster
 from tracker.sandbox.github import SimulatedGitHub
@@ -52,13 +52,6 @@ DEPLOYMENTS: Final = 200
 MIB: Final = 2**20
 
 Json = dict[str, Any]
-
-
-def _free_port() -> int:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port: int = held.getsockname()[1]
-        return port
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,7 +90,7 @@ async def _prometheus(folder: Path, target: int) -> AsyncIterator[_Prometheus]:
         ],
     }
     (folder / "prometheus.json").write_text(json.dumps(config))  # JSON is YAML
-    port = _free_port()
+    port = free_port()
     with (folder / "prometheus.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             program,
@@ -154,7 +147,7 @@ async def _play(cluster: SimulatedCluster, github: SimulatedGitHub) -> None:
 async def _run() -> None:
     with tempfile.TemporaryDirectory(prefix="tracker-panels-") as name:
         folder = Path(name)
-        port = _free_port()
+        port = free_port()
         async with (
             SimulatedCluster() as cluster,
             SimulatedGitHub() as github,

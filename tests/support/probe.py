@@ -12,12 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tracker.metrics import PREFIX
 
-__all__ = ["Probe"]
+__all__ = ["Probe", "free_port"]
 
 WITHIN: Final = 40.0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Return a port that was free a moment ago."""
     with socket.socket() as held:
         held.bind(("", 0))
@@ -29,7 +29,7 @@ class Probe:
     """Asks the program's port."""
 
     def __init__(self) -> None:
-        self.port = _free_port()
+        self.port = free_port()
 
     async def ask(self, path: str) -> tuple[int, str]:
         """Return status and text of an answer."""
