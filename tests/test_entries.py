@@ -65,6 +65,7 @@ FORBIDDEN: Final = Forbidden(reason="HTTP 403")
 LIMITED: Final = Limited(reason="HTTP 429", pause_seconds=None)
 VAGUE: Final = Unconfirmed(reason="HTTP 200 without the record")
 OK: Final = Acknowledged()
+IDLE: Final = Held(displaced=False, idle=True)
 
 
 def deployed(stands: Record, *, displaced: bool = False) -> Deployed:
@@ -82,6 +83,11 @@ def after(*history: tuple[Record, Answer], at: float = 0.0) -> Entry:
         entry = conclude(intend(entry, sending(sent)), answer, now=at, chance=CHANCE)
     assert entry is not None
     return entry
+
+
+def cut_off(sent: Record, *history: tuple[Record, Answer]) -> Entry:
+    """Return the entry of a process that was killed before it had an answer."""
+    return intend(after(*history) if history else None, sending(sent))
 
 
 def step(
@@ -113,6 +119,17 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         pytest.param(Held(displaced=True), after((A, OK)), GONE_A, id="displaced"),
         pytest.param(
             Held(displaced=True), after((A, OK), (GONE_A, OK)), Nothing, id="displaced-and-said"
+        ),
+        # Once, what was sent without an answer stayed open for as long as nothing ran.
+        pytest.param(IDLE, cut_off(A), A, id="idle-and-cut-off"),
+        pytest.param(IDLE, cut_off(B, (A, OK)), B, id="idle-and-cut-off-in-a-rollout"),
+        pytest.param(IDLE, after((A, OK), (B, LOST)), Wait, id="idle-in-an-outage"),
+        pytest.param(IDLE, after((A, OK), (B, LIMITED)), B, id="idle-after-a-limit"),
+        pytest.param(IDLE, cut_off(GONE_A, (A, OK)), Nothing, id="idle-after-an-end"),
+        pytest.param(IDLE, after((A, OK), (B, UNKNOWN)), Nothing, id="idle-and-not-known"),
+        pytest.param(IDLE, after((A, OK), (B, REFUSED)), Nothing, id="idle-and-refused"),
+        pytest.param(
+            Held(displaced=False), cut_off(B, (A, OK)), Nothing, id="what-runs-speaks-against-it"
         ),
         pytest.param(
             deployed(B, displaced=True), after((A, OK), (B, UNKNOWN)), GONE_A, id="unknown"
@@ -598,7 +615,8 @@ class OneName(RuleBasedStateMachine):
         match judgement:
             case Absent():
                 assert stands is None
-            case Held(displaced=displaced):
+            case Held(displaced=displaced, idle=idle):
+                assert not idle or self.entry is None or self.entry.unheard is None
                 assert not displaced or self.said is None or self.said.status is not Status.DEPLOYED
             case Deployed():
                 if judgement.record.digest in self.known:

@@ -378,7 +378,7 @@ def oracle(live: list[Pod], template: str, name: str, acknowledged: Record | Non
     leaving = [(each, declares) for each, declares in started if each.terminating]
     ranked = sorted(staying or leaving, key=lambda pair: (pair[0].created, pair[0].name))
     if not ranked:
-        return Held(displaced=False)
+        return Held(displaced=False, idle=True)
     newest, declares = ranked[-1]
     if not isinstance(declares.image, Image):
         return Held(displaced=not runs_it)

@@ -12,6 +12,7 @@ import pytest
 
 from tests.support.world import World, image_of, made, name_of, pod, states
 from tracker.sandbox.outages import Match, Refuse
+from tracker.sandbox.script import hangs
 from tracker.sandbox.stage import digest_of
 from tracker.sandbox.table import Row
 
@@ -133,6 +134,54 @@ async def test_what_is_deleted_after_it_was_scaled_to_zero_is_found_by_reconcile
         await world.told("web", status="decommissioned")
         assert await program.stopped() == 0
     assert told(world, "web") == ["deployed", "decommissioned"]
+
+
+@pytest.mark.fault("P3")
+@pytest.mark.parametrize("applied", [True, False])
+async def test_a_send_that_was_cut_off_is_repeated_for_what_was_scaled_to_zero_meanwhile(
+    world: World,
+    applied: bool,  # noqa: FBT001 - a parameter of the table
+) -> None:
+    """Once, nothing was posted for as long as no pod came, and the name stayed open."""
+    put(world, "web")
+    world.run("web")
+    held = world.github.script(hangs(applied=applied), times=1)
+    async with world.program(WORKLOADS="true") as program:
+        await world.met(held)
+        await world.killed(program)
+    held.release()
+    world.end("web")
+    async with world.program(WORKLOADS="true") as program:
+        await world.github.until(lambda: len(told(world, "web")) > 1, why="the second post")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed", "deployed"]
+    assert row(world, "web").status == "deployed"
+    async with world.program(WORKLOADS="true") as program:
+        await program.until_said("in step with the cluster")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed", "deployed"]
+    world.judge(converged=False)  # the cluster's log knows of pods alone
+
+
+async def test_an_end_that_was_cut_off_is_not_kept_by_a_workload_that_came_back_without_pods(
+    world: World,
+) -> None:
+    put(world, "web")
+    world.run("web")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web")
+        held = world.github.script(hangs(), times=1)
+        world.cluster.delete("deployments", "shop", "web")
+        world.end("web")
+        await world.met(held)
+        await world.killed(program)
+    held.release()
+    put(world, "web")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web", status="decommissioned")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed", "decommissioned", "decommissioned"]
+    world.judge()
 
 
 async def test_a_workload_on_its_way_out_keeps_nothing(world: World) -> None:

@@ -580,7 +580,7 @@ class Tracker:
         if isinstance(judgement, Absent):
             entry = self.ledger.get(name)
             if name in self._kept:
-                return Held(displaced=False)
+                return Held(displaced=False, idle=True)
             if entry is not None and (self._foreign or not self._covers(entry)):
                 return Held(displaced=False)
         return judgement

@@ -132,6 +132,18 @@ class Entry:
         return self.sent if self.state in {State.SENDING, State.OPEN} else self.unsettled
 
     @property
+    def last(self) -> Record | None:
+        """Return what was last to be told of the name, whatever came of it."""
+        return self.sent or self.acknowledged
+
+    @property
+    def unheard(self) -> Record | None:
+        """Return the deployed record that was sent last, unless GitHub took or refused it."""
+        if self.sent is None or self.state in _REFUSED or self.sent.status is not Status.DEPLOYED:
+            return None
+        return self.sent
+
+    @property
     def may_stand(self) -> bool:
         """Tell whether GitHub may hold something as deployed, as far as is known."""
         if self.acknowledged is not None and self.acknowledged.status is Status.DEPLOYED:
@@ -280,11 +292,7 @@ def _step_of_its_own(
         case Deployed():
             return _step_deployed(judgement, entry, now, confirmed=absence_confirmed)
         case Held():
-            if entry is None:
-                return Nothing()
-            if judgement.displaced and entry.may_stand:
-                return _step_gone(entry, now, confirmed=absence_confirmed, absent=False)
-            return _settle(entry, now, displaced=judgement.displaced)
+            return _step_held(judgement, entry, now, confirmed=absence_confirmed)
         case Absent():
             if entry is None:
                 return Nothing()
@@ -458,6 +466,18 @@ def _step_deployed(
             return step
 
 
+def _step_held(judgement: Held, entry: Entry | None, now: float, *, confirmed: bool) -> Step:
+    if entry is None:
+        return Nothing()
+    if judgement.displaced and entry.may_stand:
+        return _step_gone(entry, now, confirmed=confirmed, absent=False)
+    if judgement.idle and entry.unheard is not None:
+        # Nothing newer may be said of the name for who knows how long. And the same record is the
+        # only one that overwrites nothing newer, whether it landed or not.
+        return _unless_waiting(entry, _again(entry, entry.unheard), now)
+    return _settle(entry, now, displaced=judgement.displaced)
+
+
 def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> Step:
     """Return the way to a decommission of what GitHub holds, or may hold, under the name."""
     if entry.held is None:
@@ -470,8 +490,7 @@ def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> St
         return Forget()
     if not confirmed:
         return Confirm(workload=entry.workload, absent=absent)
-    send = Send(record=record, workload=entry.workload, container=entry.container)
-    return _unless_waiting(entry, send, now)
+    return _unless_waiting(entry, _again(entry, record), now)
 
 
 def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
@@ -503,8 +522,12 @@ def _settle(entry: Entry, now: float, *, displaced: bool) -> Step:
         return Nothing()
     if now < entry.settle_at:
         return Wait(until=entry.settle_at)
-    send = Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
-    return _unless_waiting(entry, send, now)
+    return _unless_waiting(entry, _again(entry, entry.acknowledged), now)
+
+
+def _again(entry: Entry, record: Record) -> Send:
+    """Return another send of a record of this name."""
+    return Send(record=record, workload=entry.workload, container=entry.container)
 
 
 def _settle_at(entry: Entry, now: float) -> float | None:

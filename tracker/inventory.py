@@ -41,13 +41,15 @@ class Deployed:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """
-    Pods declare the name, but none says what to record: what is acknowledged stands.
+    The name is kept, but no pod says what to record: what is acknowledged stands.
 
     Unless `displaced`: then something else runs, which can't be recorded, and the acknowledged
-    digest runs nowhere.
+    digest runs nowhere. `idle` says that nothing is known to run under the name at all, so that
+    nothing speaks against what was sent last.
     """
 
     displaced: bool
+    idle: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +198,7 @@ class Inventory:
         newest = _newest(claims)
         if newest is None:
             # Nothing is known to run under the name: pods wait to start, or their node is lost.
-            return Held(displaced=False)
+            return Held(displaced=False, idle=True)
         if newest.pod.uid in self._doubtful:
             # It may have gone while nobody watched, and what it ran may be older than what stands.
             return Held(displaced=False)

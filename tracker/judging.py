@@ -11,6 +11,7 @@ from collections.abc import Collection
 from tracker.catalog import Catalog, keeps
 from tracker.entries import Entry
 from tracker.pods import Rules
+from tracker.records import Status
 from tracker.workloads import Workload
 
 __all__ = ["covers", "is_kept", "leaves_out"]
@@ -22,10 +23,13 @@ def is_kept(
     """
     Tell whether a name is kept by a workload that is there and has no pods.
 
-    `living` are the workloads that have pods which may run: what those don't declare is gone.
+    `living` are the workloads that have pods which may run: what those don't declare is gone. And
+    what was last to be told of a name is kept: when that is its end, there is nothing to keep.
     """
     workload = entry.workload
     if workload in living or leaves_out(rules, entry):
+        return False
+    if entry.last is not None and entry.last.status is Status.DECOMMISSIONED:
         return False
     return keeps(catalog, workload, entry.container, entry.deployment_name, template=template)
 

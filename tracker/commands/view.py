@@ -136,7 +136,7 @@ class View:
         if entry is not None and isinstance(judgement, Absent):
             kept = self._why_kept(entry, living)
             if kept is not None:
-                judgement = Held(displaced=False)
+                judgement = Held(displaced=False, idle=kept is Kept.WORKLOAD)
         step = next_step(
             judgement,
             entry,
