@@ -124,6 +124,58 @@ def test_a_pod_is_the_same_however_it_is_written(writer: str, pods: list[Json]) 
     assert [read_pod(pod) for pod in found] == [read_pod(pod) for pod in pods]
 
 
+LINES = st.sampled_from(
+    [
+        *("", " ", "# x", "    # x", "  x", "    x: y", "- x", "    - x", "  - name: x"),
+        *("    name : x", '    "name": x', "    ? name", "    : x", "    <<: {name: x}"),
+        *("    name:x", "      image: x", "    name:", "      - image: x", "        x: |", "\t"),
+    ]
+)
+
+
+@st.composite
+def edited(draw: st.DrawFn) -> str:
+    """Return what kubectl prints of a pod after somebody edited it, line by line."""
+    pods = list(kubectl.many_pods(1))
+    lines = as_kubectl_yaml(*pods).split("\n")
+    for _ in range(draw(st.integers(1, 3))):
+        at = draw(st.integers(3, len(lines) - 4))
+        match draw(
+            st.sampled_from(["insert", "delete", "repeat", "left", "right", "empty", "twice"])
+        ):
+            case "insert":
+                lines.insert(at, draw(LINES))
+            case "delete":
+                del lines[at]
+            case "repeat":
+                lines.insert(at, draw(st.sampled_from(lines[3:-4])))
+            case "left":
+                lines[at] = lines[at].removeprefix(" ")
+            case "right":
+                lines[at] = " " + lines[at]
+            case "empty":
+                lines[at] = lines[at].partition(":")[0] + ":"
+            case _:
+                lines[at] = lines[at].replace(": ", ": : ")
+    return "\n".join(lines)
+
+
+@settings(max_examples=1500)
+@given(text=edited())
+def test_what_somebody_edited_is_read_as_pyyaml_reads_it_or_refused(text: str) -> None:
+    try:
+        expected = yaml.load(text, Loader=vars(pod_files)["_Loader"])["items"]
+        assert isinstance(expected, list)
+    except (yaml.YAMLError, KeyError, TypeError, AssertionError):
+        return  # no YAML, or no list any more: nothing to hold it to
+    try:
+        found = read(text)
+    except PodFileError:
+        return
+    pods = [pod for pod in expected if isinstance(pod, dict) and pod.get("kind", "Pod") == "Pod"]
+    assert [read_pod(pod) for pod in found] == [read_pod(pod) for pod in pods]
+
+
 @pytest.mark.parametrize("chunk", [1, 7, 100])
 @pytest.mark.parametrize("writer", WRITERS)
 def test_it_does_not_matter_how_the_text_comes(

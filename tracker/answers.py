@@ -14,7 +14,6 @@ and https://docs.github.com/en/rest/using-the-rest-api/best-practices-for-using-
 
 import json
 import re
-import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -76,7 +75,6 @@ PARTS_OF_A_RECORD = 64
 
 _MAX_DIGITS = 15
 _UNREADABLE = object()
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 _LIMIT_WORDS = re.compile(r"rate limit|abuse|secondary limit|too many requests", re.IGNORECASE)
 
 
@@ -301,10 +299,10 @@ def classify_known(reply: Reply) -> KnownAnswer:
 
 def clean_text(text: str, limit: int = MAX_REASON) -> str:
     """Return text from outside as one printable line of at most `limit` characters."""
-    printable = "".join(
-        " " if unicodedata.category(char) in _UNPRINTABLE else char for char in text[: limit * 4]
-    )
-    return " ".join(printable.split())[:limit]
+    text = text[: limit * 4]
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())[:limit]
 
 
 def classify_stop(reply: Reply) -> Unauthorized | Limited | None:

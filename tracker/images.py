@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import Final, NewType
 
 __all__ = [
@@ -192,8 +193,14 @@ def resolve_image(spec_image: str, status_image: str, image_id: str) -> Image | 
     return trace_image(spec_image, status_image, image_id).image
 
 
+@lru_cache(maxsize=2048)
 def trace_image(spec_image: str, status_image: str, image_id: str) -> Resolution:
-    """Return what `resolve_image` does, and which text told what."""
+    """
+    Return what `resolve_image` does, and which text told what.
+
+    The pods of a workload say the same, and each of them at every change of its state: what was
+    worked out for a few thousand images is remembered.
+    """
     if not image_id:
         return Resolution(image=None)
     spec = parse_reference(spec_image)

@@ -6,10 +6,10 @@ hundred megabytes, and no more of it is held than the pod at hand. Lists, single
 documents of them are taken; what is no pod is passed over and counted.
 
 Of YAML only what `tracker.pods.read_pod` looks at is read: PyYAML takes a minute, also with its C
-parser, for what JSON takes a second. So the lines of a pod in the plain style that kubectl writes
-are read here (`_Plain`), by their indentation, and whatever else is skipped by it. A pod in any
-other style (quotes with escapes, folded or flowing text where it matters, anchors) is given whole
-to PyYAML, which then is the judge. Both ways end in the same `Pod`; a test holds them to it.
+parser, for what JSON takes a second. So a pod in the plain style that kubectl writes is read here
+(`_read_plain`), by its indentation, and whatever else is skipped by it. A pod in any other style
+(quotes with escapes, folded or flowing text where it matters, anchors) is given whole to PyYAML,
+which then is the judge. Both ways end in the same `Pod`; a test holds them to it.
 """
 
 import json
@@ -17,8 +17,8 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Final, NoReturn, Self, TextIO
+from functools import lru_cache
+from typing import Any, Final, NoReturn, TextIO
 
 import yaml
 
@@ -40,24 +40,29 @@ _SCALAR: Final = re.compile(
 )
 """Text in single or double quotes, or in none."""
 _WORDS: Final[Mapping[str, bool | None]] = {"": None, "null": None, "true": True, "false": False}
-_ODD: Final = frozenset(" \t-?:,[]{}#&*!|>'\"%@`<=")
-"""How no key begins that is read or skipped here."""
-_BEHIND_KEY: Final = frozenset({"", " ", "\n"})
+_PLAIN_KEY: Final = r"[^ \t\-?:,\[\]{}#&*!|>'\"%@`<=\n](?:[^:#\n]*[^:#\s])?:(?=[ \n]|\Z)"
+"""A key that is read or passed over here."""
+_SILENT: Final = r" *(?:#|\n|\Z)"
+"""What a line that says nothing goes on with: a comment, or its end."""
+_FIRST: Final = re.compile(rf"(?:\n(?={_SILENT})[^\n]*)*\n( *)(?=[^ \n])")
+"""What stands before the first line that says something, and how deep that is."""
 _EMPTY: Final[Mapping[str, Callable[[], object]]] = {
     "{}": dict,
     "[]": list,
     "null": lambda: None,
 }
 
-# What `read_pod` looks at. A mapping names the keys to read; None stands for a scalar, and what is
-# in a list is read for each element of a sequence.
+# What `read_pod` looks at. Of a mapping either the keys to read, each with what to read of it, or a
+# set of keys whose values are scalars, as None stands for; what is in a list is read for each
+# element of a sequence.
+_Keys = frozenset[str]
 _Wanted = Mapping[str, Any]
-_SKIP: Final = object()
 _NEVER_PLAIN: Final = object()
 _OURS: Final = f"{PREFIX}*"
 """Every key with our prefix."""
-_CONTAINER: Final[_Wanted] = {"name": None, "image": None, "restartPolicy": None}
-_STATUS: Final[_Wanted] = {"name": None, "image": None, "imageID": None}
+_CONTAINER: Final = frozenset({"name", "image", "restartPolicy"})
+_STATUS: Final = frozenset({"name", "image", "imageID"})
+_OWNER: Final = frozenset({"apiVersion", "kind", "name", "controller"})
 _POD: Final[_Wanted] = {
     "apiVersion": None,
     "kind": None,
@@ -68,9 +73,9 @@ _POD: Final[_Wanted] = {
         "resourceVersion": None,
         "creationTimestamp": None,
         "deletionTimestamp": None,
-        "labels": {DEPLOYMENT_HASH: None, ROLLOUT_HASH: None},
-        "annotations": {MIRROR: None, _OURS: None},
-        "ownerReferences": [{"apiVersion": None, "kind": None, "name": None, "controller": None}],
+        "labels": frozenset({DEPLOYMENT_HASH, ROLLOUT_HASH}),
+        "annotations": frozenset({MIRROR, _OURS}),
+        "ownerReferences": [_OWNER],
     },
     "spec": {"containers": [_CONTAINER], "initContainers": [_CONTAINER]},
     "status": {
@@ -342,9 +347,8 @@ class _Yaml:
 
     def load(self, text: str, wanted: _Wanted) -> object:
         """Return what a text says: of a pod in the plain style, what is wanted of it."""
-        for reading in (_Plain.glued, _Plain.whole):
-            with suppress(_UnfamiliarError):
-                return reading(text).read(wanted)
+        with suppress(_UnfamiliarError):
+            return _read_plain(text, wanted)
         try:
             return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
         except (yaml.YAMLError, ValueError) as error:
@@ -396,149 +400,144 @@ class _Yaml:
         return bool(more)
 
 
-class _Plain:
+def _read_plain(text: str, wanted: _Wanted) -> dict[str, object]:
     """
-    The lines of one mapping in block style, read by their indentation.
+    Return what is wanted of a mapping in block style, read by its indentation.
 
-    Raises `_UnfamiliarError` where a wanted part is not as plain as kubectl writes it.
+    What is wanted is searched for, whatever else is passed over: a pod has a few hundred lines, and
+    two dozen of them matter. Of a mapping only the lines at the column of its keys are looked at;
+    those that stand deeper belong to the key above them. Raises `_UnfamiliarError` where a line
+    there is not as plain as kubectl writes it, or what is wanted is not.
     """
-
-    def __init__(self, lines: list[str]) -> None:
-        self._lines = lines
-        self._end = len(lines)
-        self._at = 0
-
-    @classmethod
-    def whole(cls, text: str) -> Self:
-        """Return a reading of all lines."""
-        return cls(text.split("\n"))
-
-    @classmethod
-    def glued(cls, text: str) -> Self:
-        """
-        Return one that takes a line and those below it that stand too deep to matter for one.
-
-        Nothing that is wanted stands there as kubectl indents it, and it is most of a pod.
-        """
-        indent = len(text) - len(text.lstrip(" "))
-        lines = _shallow(indent).split(text)
-        for line in lines:
-            # What is glued to a line that says nothing is not that line's.
-            if "\n" in line and _says_nothing(line.partition("\n")[0]):
-                raise _UnfamiliarError
-        return cls(lines)
-
-    def read(self, wanted: _Wanted) -> dict[str, object]:
-        """Return what is wanted of the mapping, to the last line."""
-        self._skip_empty()
-        if self._at == self._end:
-            raise _UnfamiliarError
-        line = self._lines[self._at]
-        found = self._mapping(len(line) - len(line.lstrip(" ")), wanted)
-        self._skip_empty()
-        if self._at < self._end:
-            raise _UnfamiliarError
-        return found
-
-    def _mapping(self, indent: int, wanted: _Wanted) -> dict[str, object]:
-        """Read a mapping whose keys stand at this column."""
-        found: dict[str, object] = {}
-        margin, within = " " * indent, (" " * (indent + 1), " " * indent + "-")
-        lines, end, at = self._lines, self._end, self._at
-        every = _OURS in wanted
-        while at < end and (line := lines[at]).startswith(margin):
-            key, colon, rest = line[indent:].partition(":")
-            kind = wanted.get(key, _SKIP)
-            if kind is _SKIP:
-                if key[:1] == "-":
-                    break  # the next element of the sequence it is in
-                if not key or key[0] in _ODD or "\n" in key:
-                    _check_empty(line)
-                    at += 1
-                    continue
-                if every and key.startswith(PREFIX):
-                    kind = None
-            if not colon or rest[:1] not in _BEHIND_KEY:
-                raise _UnfamiliarError
-            at += 1
-            if kind is _SKIP:
-                while at < end and (lines[at].startswith(within) or not lines[at]):
-                    at += 1
-                continue
-            self._at = at
-            text = rest.strip(" ")
-            found[key] = (
-                self._scalar(text, within[0]) if kind is None else self._nested(text, indent, kind)
-            )
-            at = self._at
-            if at < end and len(lines[at]) <= indent:
-                self._skip_empty()
-                at = self._at
-        self._at = at
-        return found
-
-    def _nested(self, rest: str, indent: int, kind: object) -> object:
-        """Return the mapping or sequence that is the value of a key at this column."""
-        if rest in _EMPTY:
-            return _EMPTY[rest]()
-        if rest or kind is _NEVER_PLAIN:
-            raise _UnfamiliarError
-        self._skip_empty()
-        line = self._lines[self._at] if self._at < self._end else ""
-        inner = len(line) - len(line.lstrip(" "))
-        if isinstance(kind, Mapping) and inner > indent:
-            return self._mapping(inner, kind)
-        if isinstance(kind, list) and inner >= indent and line[inner : inner + 1] == "-":
-            return self._sequence(inner, kind[0])
-        return None
-
-    def _sequence(self, indent: int, wanted: _Wanted) -> list[object]:
-        """Return a sequence of mappings whose dashes stand at this column."""
-        found: list[object] = []
-        dash, inner = " " * indent + "- ", " " * (indent + 2)
-        while self._at < self._end and self._lines[self._at].startswith(dash):
-            self._lines[self._at] = inner + self._lines[self._at][indent + 2 :]
-            found.append(self._mapping(indent + 2, wanted))
-            self._skip_empty()
-        if self._at < self._end and self._lines[self._at].startswith(dash[:-1]):
-            raise _UnfamiliarError  # what begins on the line below its dash
-        return found
-
-    def _scalar(self, text: str, deeper: str) -> object:
-        """Return a scalar that ends with its line."""
-        if self._at < self._end:
-            line = self._lines[self._at]
-            if line.startswith(deeper) or (not line and self._at < self._end - 1):
-                raise _UnfamiliarError  # it goes on, or may
-        if match := _SCALAR.fullmatch(text):
-            if (plain := match[3]) is None:
-                return match[match.lastindex or 0]
-            for _, pattern in _RESOLVERS.get(plain[0], ()):
-                if pattern.match(plain):
-                    break  # a number, or a word like `yes`
-            else:
-                return plain
-        if text in _WORDS:
-            return _WORDS[text]
+    text = "\n" + text.rstrip("\n")
+    first = _FIRST.match(text)
+    if first is None:
         raise _UnfamiliarError
+    return _mapping(text, 0, len(text), len(first[1]), wanted)
 
-    def _skip_empty(self) -> None:
-        while self._at < self._end and _says_nothing(self._lines[self._at]):
-            self._at += 1
+
+def _mapping(text: str, at: int, end: int, indent: int, wanted: _Wanted) -> dict[str, object]:
+    """Return what is wanted of a mapping whose keys stand at this column."""
+    found: dict[str, object] = {}
+    search = _lines(indent, frozenset(wanted)).search
+    while (match := search(text, at, end)) is not None:
+        key, rest, goes_on = match.groups()
+        if key is None:
+            raise _UnfamiliarError
+        at = match.end()
+        kind = wanted[key]
+        if kind is None:
+            if goes_on:
+                raise _UnfamiliarError
+            found[key] = _scalar(rest or "")
+            continue
+        behind = _siblings(indent).search(text, at, end)
+        last = end if behind is None else behind.start()
+        value = (rest or "").strip(" ")
+        if value in _EMPTY:
+            found[key] = _EMPTY[value]()
+        elif value or kind is _NEVER_PLAIN:
+            raise _UnfamiliarError
+        else:
+            found[key] = _nested(text, at, last, indent, kind)
+        at = last
+    return found
+
+
+def _scalars(text: str, at: int, end: int, indent: int, wanted: _Keys) -> dict[str, object]:
+    """Return the wanted scalars of a mapping whose keys stand at this column."""
+    found: dict[str, object] = {}
+    for key, rest, goes_on in _lines(indent, wanted).findall(text, at, end):
+        if not key or goes_on:
+            raise _UnfamiliarError
+        found[key] = _scalar(rest)
+    return found
+
+
+def _nested(text: str, at: int, end: int, indent: int, kind: Any) -> object:  # noqa: ANN401 - see _POD
+    """Return the mapping or sequence below a key at this column."""
+    first = _FIRST.match(text, at, end)
+    if first is None:
+        return None
+    inner = len(first[1])
+    if isinstance(kind, list):
+        is_sequence = inner >= indent and text[first.end()] == "-"
+        return _sequence(text, at, end, inner, kind[0]) if is_sequence else None
+    if inner <= indent:
+        return None
+    if isinstance(kind, frozenset):
+        return _scalars(text, at, end, inner, kind)
+    return _mapping(text, at, end, inner, kind)
+
+
+def _sequence(text: str, at: int, end: int, indent: int, wanted: _Keys) -> list[object]:
+    """Return a sequence of mappings whose dashes stand at this column."""
+    found: list[object] = []
+    margin = "\n" + " " * (indent + 2)
+    dashes = list(_dashes(indent).finditer(text, at, end))
+    ends = [dash.start() for dash in dashes[1:]] + [end]
+    for dash, last in zip(dashes, ends, strict=True):
+        if dash[1] is None:
+            raise _UnfamiliarError
+        element = margin + text[dash.end() : last]
+        found.append(_scalars(element, 0, len(element), indent + 2, wanted))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _scalar(text: str) -> object:
+    """Return the scalar that the rest of a line is."""
+    text = text.strip(" ")
+    if match := _SCALAR.fullmatch(text):
+        if (plain := match[3]) is None:
+            return match[match.lastindex or 0]
+        for _, pattern in _RESOLVERS.get(plain[0], ()):
+            if pattern.match(plain):
+                break  # a number, or a word like `yes`
+        else:
+            return plain
+    if text in _WORDS:
+        return _WORDS[text]
+    raise _UnfamiliarError
+
+
+def _below(indent: int) -> str:
+    """Return how a line begins that belongs to a key at this column above it."""
+    return rf" {{{indent + 1}}}| {{{indent}}}-"
+
+
+@lru_cache(maxsize=256)
+def _siblings(indent: int) -> re.Pattern[str]:
+    """Return what begins a line that does not belong to the key at this column before it."""
+    return re.compile(rf"\n(?!{_below(indent)}|{_SILENT})")
+
+
+@lru_cache(maxsize=256)
+def _lines(indent: int, wanted: _Keys) -> re.Pattern[str]:
+    """
+    Return what finds, of a mapping at this column, the lines of the wanted keys.
+
+    Its groups are the key, the rest of the line, and whether that goes on in the next, or may. It
+    also finds, without a key, what is unfamiliar at that column or stands where nothing may.
+    """
+    keys = "|".join(
+        re.escape(PREFIX) + r"(?:[^:#\n]*[^:#\s])?" if key == _OURS else re.escape(key)
+        for key in sorted(wanted)
+    )
+    line = rf"({keys or '(?!)'}):(?: ([^\n]*))?(?=(\n(?:{_below(indent)}|\n))?)(?=\n|\Z)"
+    here = rf" {{{indent}}}"
+    return re.compile(
+        rf"{_siblings(indent).pattern}(?:{here}(?:{line}|(?!{_PLAIN_KEY}))|(?!{here}))"
+    )
+
+
+@lru_cache(maxsize=256)
+def _dashes(indent: int) -> re.Pattern[str]:
+    """Return what finds a dash at this column; without one a line that may not stand there."""
+    return re.compile(rf"\n(?! {{{indent + 1}}}|{_SILENT})(?: {{{indent}}}(- )(?![ \n#-]|\Z)|)")
 
 
 def _says_nothing(line: str) -> bool:
     """Tell whether a line is empty or a comment."""
     text = line.lstrip()
     return not text or text.startswith("#")
-
-
-def _check_empty(line: str) -> None:
-    if not _says_nothing(line):
-        raise _UnfamiliarError
-
-
-@cache
-def _shallow(indent: int) -> re.Pattern[str]:
-    """Return what ends a line, but before one that stands deep in a mapping at this column."""
-    return re.compile(rf"\n(?! {{{indent + 5}}}| {{{indent + 4}}}-)")
