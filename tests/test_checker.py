@@ -172,9 +172,9 @@ def ended() -> Run:
     return Run().pod(0, "p1").post(1).gone(10, "p1").post(15, A, "decommissioned")
 
 
-def crash(at: float, in_doubt: str = WEB) -> Crash:
-    """Return a kill that left one name in doubt, or none."""
-    return Crash(at=at, in_doubt=frozenset([in_doubt] if in_doubt else []))
+def crash(at: float, in_doubt: str = WEB, sent: str = A) -> Crash:
+    """Return a kill that left the send of one name in doubt, or none."""
+    return Crash(at=at, in_doubt={in_doubt: ("deployed", sent)} if in_doubt else {})
 
 
 CRONJOB = {"of": f"sync-{int(START.timestamp()) // 60}", "kind": "Job"}
@@ -238,6 +238,19 @@ GOOD = {
         .post(20, B)
         .post(140, B)
         .given(crashes=(crash(2),))
+    ),
+    # Once, A was taken for needless that was to overwrite a B of which nobody heard again.
+    "back-to-what-stood-before-a-crash": lambda: (
+        Run()
+        .pod(0, "p1", A)
+        .post(1, A)
+        .pod(2, "p2", B)
+        .gone(3, "p1")
+        .pod(4, "p3", A)
+        .gone(5, "p2")
+        .post(20, A)
+        .post(140, A)
+        .given(crashes=(crash(3.5, sent=B),))
     ),
     "posted-anew-after-a-lost-ledger": lambda: Run().pod(0, "p1").post(1).post(9).given(reposts=1),
     "unknown-to-github": lambda: (
@@ -384,6 +397,18 @@ BAD: dict[str, tuple[Callable[[], Run], set[Promise]]] = {
     ),
     "posted-three-times-for-one-crash": (
         lambda: Run().pod(0, "p1").post(1).post(9).post(10).given(crashes=(crash(1.2),)),
+        {Promise.NO_NEEDLESS_POST},
+    ),
+    "settled-twice-after-a-crash": (
+        lambda: (
+            Run()
+            .pod(0, "p1", A)
+            .post(1, A)
+            .post(20, A)
+            .post(140, A)
+            .post(141, A)
+            .given(crashes=(crash(3.5, sent=B),))
+        ),
         {Promise.NO_NEEDLESS_POST},
     ),
     "decommissioned-twice": (

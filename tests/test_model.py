@@ -9,7 +9,7 @@ would notice them. `HYPOTHESIS_PROFILE=random` searches longer, and elsewhere in
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -138,9 +138,17 @@ class Model(RuleBasedStateMachine):
 
     @rule(owner=WORKLOADS, course=COURSES)
     def a_workload_is_deleted(self, owner: Workload, course: Course) -> None:
-        for uid in self.world.uids(owner):
-            self.world.terminate(uid)
-            self.world.delete(uid)
+        self.world.remove(owner)
+        self.follow(course)
+
+    @rule(owner=st.sampled_from(DEPLOYMENTS), course=COURSES)
+    def a_workload_is_scaled_to_zero(self, owner: Workload, course: Course) -> None:
+        known = {
+            name: entry.acknowledged
+            for name, entry in self.ledger.entries.items()
+            if entry.acknowledged is not None and entry.last is entry.acknowledged
+        }
+        self.world.scale_to_zero(owner, known)
         self.follow(course)
 
     # The watch.
@@ -151,8 +159,7 @@ class Model(RuleBasedStateMachine):
         if self.world.connected:
             self.world.disconnect()
         elif self.tracker:
-            self.world.connect()
-            self.tracker.reconcile_requested = True
+            self.tracker.watch_anew()
 
     @precondition(lambda self: self.tracker and self.world.undelivered)
     @rule(number=PICK, coalesced=st.booleans())
@@ -467,10 +474,8 @@ def note_what_was_seen_after_the_list(patch: pytest.MonkeyPatch) -> None:
 def retry_the_older_state(patch: pytest.MonkeyPatch) -> None:
     next_step = entries.next_step
 
-    def defect(
-        judgement: Judgement, entry: Entry | None, *, absence_confirmed: bool, now: float
-    ) -> Step:
-        step = next_step(judgement, entry, absence_confirmed=absence_confirmed, now=now)
+    def defect(judgement: Judgement, entry: Entry | None, **more: Any) -> Step:  # noqa: ANN401
+        step = next_step(judgement, entry, **more)
         if isinstance(step, Send) and entry is not None and entry.unsettled is not None:
             return replace(step, record=entry.unsettled)
         return step

@@ -9,8 +9,6 @@ a root that can't be written to.
 import asyncio
 import json
 import os
-import shutil
-import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Final
 import aiohttp
 import pytest
 
+from tests.e2e.administrator import kubectl
 from tests.support.container import Container, of_pod, reason_against
 from tests.support.controlplane import ControlPlane
 from tests.support.generated import ROOT
@@ -52,20 +51,11 @@ configMapGenerator:
 """
 
 
-def kubectl(plane: ControlPlane, *arguments: str) -> str:
-    """Run kubectl as an administrator; return what it printed."""
-    program = shutil.which("kubectl")
-    if program is None:
-        pytest.skip("kubectl is not on PATH")
-    done = subprocess.run(
-        [program, "--kubeconfig", str(plane.kubeconfig()), *arguments],
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    assert done.returncode == 0, f"{arguments}: {done.stdout}{done.stderr}"
-    return done.stdout
+async def administer(plane: ControlPlane, *arguments: str) -> str:
+    """Run kubectl as an administrator, who succeeds; return what it printed."""
+    code, printed = await asyncio.to_thread(kubectl, plane, *arguments)
+    assert code == 0, f"{arguments}: {printed}"
+    return printed
 
 
 def write_overlay(folder: Path, github: str, token: str) -> None:
@@ -85,13 +75,13 @@ async def applied(plane: ControlPlane, folder: Path, github: str, token: str) ->
     The namespace is not the usual one: an overlay that names another has to do as well.
     """
     write_overlay(folder, github, token)
-    printed = await asyncio.to_thread(kubectl, plane, "apply", "-k", str(folder))
+    printed = await administer(plane, "apply", "-k", str(folder))
     secret = ("create", "secret", "generic", NAME, f"--from-file=token={folder / 'token'}")
     try:
-        await asyncio.to_thread(kubectl, plane, "-n", NAMESPACE, *secret)
+        await administer(plane, "-n", NAMESPACE, *secret)
         yield printed
     finally:
-        await asyncio.to_thread(kubectl, plane, "delete", "-k", str(folder), "--timeout=50s")
+        await administer(plane, "delete", "-k", str(folder), "--timeout=50s")
 
 
 async def pod_of(installation: Installation) -> Json:

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 
+from tests.e2e.administrator import kubectl
 from tests.support.controlplane import ControlPlane
 from tests.support.generated import ROOT, render
 
@@ -57,22 +58,6 @@ class Applied:
         """Return the only manifest of a kind."""
         (found,) = (each for each in self.manifests if each["kind"] == kind)
         return found
-
-
-def kubectl(control_plane: ControlPlane, *arguments: str, text: str = "") -> tuple[int, str]:
-    """Return kubectl's exit code and what it printed on both streams."""
-    program = shutil.which("kubectl")
-    if program is None:
-        pytest.skip("kubectl is not on PATH")
-    done = subprocess.run(
-        [program, "--kubeconfig", str(control_plane.kubeconfig()), *arguments],
-        input=text,
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=60,
-    )
-    return done.returncode, done.stdout + done.stderr
 
 
 def own_overlay(folder: Path, over: str, **more: Any) -> Path:  # noqa: ANN401 - raw YAML

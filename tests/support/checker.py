@@ -73,11 +73,12 @@ class Crash:
     """
     A kill that left no time to write: `at` is when the process had ended.
 
-    `in_doubt` are the names of which a send had no end that was written down.
+    `in_doubt` are the names of which a send had no end that was written down, each with the status
+    and the digest that were sent.
     """
 
     at: float
-    in_doubt: frozenset[str]
+    in_doubt: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -278,6 +279,9 @@ def _needless(posts: Sequence[Post], circumstances: Circumstances) -> list[Findi
             crash = crashes.popleft()
             budget += _is_left_open(crash, post.deployment.deployment_name, last, since)
             since = crash.at
+            sent = crash.in_doubt.get(post.deployment.deployment_name)
+            if standing is not None and sent not in {None, standing.state[:2]}:
+                standing = None  # another record may have come after it
         repeats = last is not None and last.deployment == post.deployment
         if standing is not None and standing.deployment == post.deployment:
             if budget:

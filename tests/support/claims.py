@@ -26,21 +26,21 @@ def claims(ledger: Path) -> tuple[dict[str, tuple[str, str]], set[str]]:
     doubtful: set[str] = set()
     for name, acknowledged, state, unsettled in rows:
         if acknowledged is not None:
-            record = json.loads(acknowledged)
-            claimed[name] = (record["status"], record["digest"])
+            claimed[name] = _told(acknowledged)
         if state in {"sending", "open"} or unsettled is not None:
             doubtful.add(name)
     return claimed, doubtful
 
 
-def under_way(ledger: Path) -> frozenset[str]:
+def under_way(ledger: Path) -> dict[str, tuple[str, str]]:
     """
-    Return the names whose last send has no end in the file, after the process that sent was killed.
+    Return (status, digest) of the last send by name, of those that have no end in the file.
 
+    The process that sent was killed, and there is nobody else who knows.
     A copy is read: whoever opens the file itself tidies up what the next start is to find.
     """
     if not ledger.exists():
-        return frozenset()
+        return {}
     with TemporaryDirectory(prefix="ledger-") as folder:
         copy = Path(folder) / ledger.name
         shutil.copyfile(ledger, copy)
@@ -48,8 +48,13 @@ def under_way(ledger: Path) -> frozenset[str]:
             shutil.copyfile(log, f"{copy}-wal")
         with closing(sqlite3.connect(copy)) as connection:
             if not connection.execute("PRAGMA user_version").fetchone()[0]:
-                return frozenset()  # killed before there was a table
-            rows = connection.execute(
-                "SELECT deployment_name FROM entries WHERE state = 'sending'"
+                return {}  # killed before there was a table
+            rows: Iterable[tuple[str, str]] = connection.execute(
+                "SELECT deployment_name, sent FROM entries WHERE state = 'sending'"
             ).fetchall()
-    return frozenset(name for (name,) in rows)
+    return {name: _told(sent) for name, sent in rows}
+
+
+def _told(record: str) -> tuple[str, str]:
+    found = json.loads(record)
+    return found["status"], found["digest"]

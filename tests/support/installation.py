@@ -151,7 +151,7 @@ class Installation:
         program.kill()
         await program.ended()
         now = asyncio.get_running_loop().time()
-        in_doubt = frozenset[str]() if ledger is None else under_way(ledger)
+        in_doubt = {} if ledger is None else under_way(ledger)
         self.crashes.append(Crash(at=now, in_doubt=in_doubt))
 
     async def create_node(self, name: str) -> Json:

@@ -14,13 +14,16 @@ from typing import Final
 from tests.support.builders import TEMPLATE
 from tests.support.modelworld import BrokenPromiseError, Late, Outcome, World, names_of, promise
 from tracker import drift, entries
+from tracker.annotations import NO_MARKS
 from tracker.answers import Acknowledged, Failed, Limited, Unauthorized
 from tracker.batches import Said
+from tracker.catalog import KINDS, Catalog, Known
 from tracker.drift import Listed
 from tracker.entries import Confirm, Defer, Entry, Forget, Nothing, Send, State, Step, Wait
-from tracker.inventory import Inventory
+from tracker.inventory import Absent, Held, Inventory, Judgement
+from tracker.judging import is_kept
 from tracker.ledger_schema import Moment
-from tracker.pods import Pod
+from tracker.pods import EVERYTHING, Pod
 from tracker.records import Record, Status
 from tracker.refusals import Refusals, known_digests
 
@@ -110,11 +113,13 @@ class Tracker:
         self.busy: dict[str, Attempt] = {}
         self.wanted: dict[str, Wanted] = {}
         self.confirmed: set[str] = set()
+        self.kept: set[str] = set()
         self.confirming: tuple[set[str], dict[str, Wanted]] | None = None
         self.gone: dict[str, float] = {}
         self.gate_open = False
         self.first_list: set[str] | None = None
         self.seen: dict[str, int] | None = None
+        self.gaps = 0
         self.listed: dict[str, Listed] | None = None
         self.reconcile_requested = False
         self.streak = 0
@@ -125,6 +130,13 @@ class Tracker:
         """Begin with nothing seen, and a watch that brings all there is."""
         self.world.view = {}
         self.world.connect()
+
+    def watch_anew(self) -> None:
+        """List and watch anew: what went meanwhile is not told."""
+        self.world.connect()
+        self.inventory.doubt()
+        self.confirmed.clear()
+        self.reconcile_requested = True
 
     # What the watch tells.
 
@@ -138,6 +150,11 @@ class Tracker:
             self._changed(uid, self.inventory.observe(pod, surely=surely))
             if surely or before is None or before.version <= pod.version:
                 self.world.view[uid] = pod
+        if pod is not None and pod.unfinished:
+            # A workload that has pods again keeps only what they declare.
+            self._look_anew(
+                name for name in self.kept if self.ledger.entries[name].workload == pod.workload
+            )
         if self.gate_open and (told := pod or before) is not None:
             self.world.note_told(names_of(told))
 
@@ -146,7 +163,11 @@ class Tracker:
             if listing:
                 listing.discard(uid)
         self.world.note_event(names)
-        for name in names:
+        self._look_anew(names)
+
+    def _look_anew(self, names: Iterable[str]) -> None:
+        for name in list(names):
+            self.kept.discard(name)
             self._withdraw(name)
             self.touch(name)
 
@@ -201,6 +222,7 @@ class Tracker:
     def take_snapshot(self) -> None:
         """Note what was seen, before the list."""
         self.seen = self.inventory.versions()
+        self.gaps = self.inventory.gaps
 
     def list_pods(self) -> None:
         """List what is there."""
@@ -223,6 +245,9 @@ class Tracker:
             if pod is not None and versions.get(uid, -1) < self.listed[uid].version:
                 self.hear_of(uid, pod, surely=True)
         self.seen = self.listed = None
+        self._look_anew(self.inventory.trust(self.gaps))
+        self.kept.clear()
+        self._keep(self.ledger.entries)
         self.look_at_all()
 
     # Confirmation of absences.
@@ -243,11 +268,32 @@ class Tracker:
             return
         left, due = self.confirming
         self.confirming = None
+        if left:
+            return
+        kept = self._keep(name for name, wanted in due.items() if wanted.absent)
         for name, wanted in due.items():
-            if not left and self.wanted.get(name) is wanted:
+            if self.wanted.get(name) is wanted:
                 del self.wanted[name]
-                self.confirmed.add(name)
+                if name not in kept:
+                    self.confirmed.add(name)
                 self.touch(name)
+
+    def _keep(self, names: Iterable[str]) -> set[str]:
+        """Read the workloads; return which of these names one keeps that has no pods."""
+        catalog = Catalog(enabled=True)
+        known = Known(controller=None, terminating=False, marks=NO_MARKS)
+        for kind in KINDS:
+            there = {each: known for each in self.world.scaled if each.kind == kind}
+            catalog.take_list(kind, there, namespace=None)
+        living = self.inventory.living()
+        kept = {
+            name
+            for name in names
+            if (entry := self.ledger.entries.get(name)) is not None
+            and is_kept(entry, catalog=catalog, living=living, rules=EVERYTHING, template=TEMPLATE)
+        }
+        self.kept |= kept
+        return kept
 
     # The workers.
 
@@ -284,6 +330,7 @@ class Tracker:
             case Forget():
                 self.world.check_forget(name)
                 self._withdraw(name)
+                self.kept.discard(name)
                 self.refusals.forget(name)
                 del self.ledger.entries[name]
             case Nothing():
@@ -293,7 +340,7 @@ class Tracker:
     def next_step(self, name: str) -> Step:
         """Return what is to be done about a name now."""
         entry = self.ledger.entries.get(name)
-        judgement = self.inventory.judge(name, None if entry is None else entry.held)
+        judgement = self.judge(name, entry)
         if entry is not None and self.refusals.is_due(name):
             entry = replace(entry, not_before=None)
         return entries.next_step(
@@ -303,6 +350,13 @@ class Tracker:
             now=self.world.now,
             unknown=self.refusals.unknown,
         )
+
+    def judge(self, name: str, entry: Entry | None) -> Judgement:
+        """Judge a name by the pods, and by the workload that may keep it without any."""
+        judgement = self.inventory.judge(name, None if entry is None else entry.held)
+        if isinstance(judgement, Absent) and name in self.kept:
+            return Held(displaced=False, idle=True)
+        return judgement
 
     def write_intent(self, name: str) -> None:
         """Write down what is about to leave."""
@@ -427,7 +481,8 @@ class Tracker:
                 case Wait(until=until):
                     kept = self.timers.get(name, until + 1) <= until
                 case Confirm():
-                    kept = name in self.wanted
+                    # What a gap took back is wanted anew when it is looked at next.
+                    kept = name in self.wanted or name in self.timers or self.reconcile_requested
                 case _:
                     kept = False
             promise(kept, "what is due is looked at", name, step)
@@ -436,7 +491,7 @@ class Tracker:
         """Hold memory to the pods that are known and the names there are."""
         names = {*self.inventory.names(), *self.ledger.entries}
         promise(len(self.inventory) == len(self.world.view), "no pod is kept that went")
-        for kept in (self.timers, self.wanted, self.confirmed):
+        for kept in (self.timers, self.wanted, self.confirmed, self.kept):
             promise(names.issuperset(kept), "no name is kept that went", kept)
         fresh = Inventory(template=TEMPLATE)
         for pod in self.world.view.values():
@@ -464,8 +519,7 @@ class Tracker:
         """Do whatever can be done now; return whether anything could."""
         world = self.world
         if not world.connected:
-            world.connect()
-            self.reconcile_requested = True
+            self.watch_anew()
         for uid in list(world.undelivered):
             while uid in world.undelivered:
                 world.deliver(self, uid, coalesced=False)

@@ -185,6 +185,9 @@ class World:
         self.pods: dict[str, Pod] = {}
         self.specs: dict[str, Image | SkipReason] = {}
         self._version = 0
+        # Workloads that were scaled to zero and not deleted since, and what is kept by that.
+        self.scaled: set[Workload] = set()
+        self.kept: dict[str, Record] = {}
         # The watch: undelivered states by uid, None for the deletion.
         self.connected = True
         self.undelivered: dict[str, deque[Pod | None]] = {}
@@ -255,6 +258,27 @@ class World:
         pod = self.pods.pop(uid)
         self._emit(uid, None, pod)
 
+    def scale_to_zero(self, workload: Workload, acknowledged: Mapping[str, Record]) -> None:
+        """End all pods of a workload that stays; these of its names are acknowledged for sure."""
+        stands = {
+            name: record
+            for name, record in acknowledged.items()
+            if record == standing(self.pods.values(), name).stands
+        }
+        for uid in self.uids(workload):
+            self.terminate(uid)
+            self.delete(uid)
+        self.scaled.add(workload)
+        self.kept |= stands
+
+    def remove(self, workload: Workload) -> None:
+        """Delete a workload and its pods."""
+        self.scaled.discard(workload)
+        for uid in self.uids(workload):
+            self.terminate(uid)
+            self.delete(uid)
+        self.kept = {name: each for name, each in self.kept.items() if not _is_of(name, workload)}
+
     def uids(self, workload: Workload) -> list[str]:
         """Return the pods of a workload, oldest first."""
         return [uid for uid, pod in self.pods.items() if pod.workload == workload]
@@ -270,6 +294,7 @@ class World:
             self.undelivered.setdefault(uid, deque()).append(state)
         self._moment += 1
         for name in names_of(pod):
+            self.kept.pop(name, None)
             if standing(self.pods.values(), name).held:
                 self._held_since.setdefault(name, self._moment)
             else:
@@ -418,6 +443,9 @@ class World:
             lost = late.record.deployment_name == name and late.record.status is Status.DEPLOYED
             promise(not lost, "nothing is lost that may land", late.record)
 
+    def _is_scaled(self, name: str) -> bool:
+        return any(_is_of(name, workload) for workload in self.scaled)
+
     def check_converged(self, ledger: Mapping[str, Entry], *, refused_too: bool) -> None:
         """Hold GitHub's table against the cluster; without `refused_too` less what it refuses."""
         names = {name for pod in self.pods.values() for name in names_of(pod)}
@@ -428,7 +456,13 @@ class World:
             row = self.table.get(name)
             deployed = row if row is not None and row.status is Status.DEPLOYED else None
             truth = standing(self.pods.values(), name)
-            if not truth.held:
+            if not truth.known and (truth.held or self._is_scaled(name)):
+                # Nothing that runs says what stands: but it is known.
+                open_end = entry is not None and entry.unheard is not None
+                promise(not open_end, "no open outcome is left behind", name, row, entry)
+                kept = self.kept.get(name)
+                promise(kept in {None, deployed}, "what is scaled to zero stands", name, row, entry)
+            elif not truth.held:
                 promise(deployed is None, "what is gone is decommissioned", name, row, entry)
             elif truth.stands is not None:
                 promise(deployed == truth.stands, "what runs is recorded", name, row, truth, entry)
@@ -440,6 +474,10 @@ class World:
                     row,
                     entry,
                 )
+
+
+def _is_of(name: str, workload: Workload) -> bool:
+    return name.startswith(f"{workload.namespace}/{workload.name}/")
 
 
 def names_of(pod: Pod) -> list[str]:
