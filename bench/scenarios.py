@@ -87,6 +87,26 @@ async def start(bench: Bench, *, pods: int) -> Figures:
         return figures
 
 
+async def idle(bench: Bench, *, pods: int = 200, seconds: float = 60.0) -> Figures:
+    """Nothing happens: what the tracker uses all the same, as Kubernetes counts CPU."""
+    names = pods // REPLICAS
+    async with bench.ground() as (on, folder):
+        await on.fill(names)
+        async with bench.watch(on, folder) as observed:
+            await _recorded(on, names)
+            await asyncio.sleep(SETTLE_SECONDS)
+            used, asked, began = observed.cpu_seconds(), on.requests(), time.monotonic()
+            await asyncio.sleep(seconds)
+            took = time.monotonic() - began
+            figures: Figures = {
+                "idle_millicores": (observed.cpu_seconds() - used) / took * 1000,
+                "idle_api_requests": float(on.requests() - asked),
+                **_cost(on, observed),
+            }
+            await observed.program.stopped()
+        return figures
+
+
 async def latency(bench: Bench) -> Figures:
     """On an idle cluster: from a pod's change to Running until its post arrives at GitHub."""
     names = 100
@@ -377,6 +397,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "start-200": partial(start, pods=200),
     "start-2000": partial(start, pods=2000),
     "start-10000": partial(start, pods=10000),
+    "idle": idle,
     "latency": latency,
     "rollout-100": partial(rollout, deployments=100),
     "rollout-1000": partial(rollout, deployments=1000),

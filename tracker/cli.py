@@ -152,7 +152,7 @@ def audit(
     **flags: str | None,
 ) -> None:
     """
-    Hold cluster, ledger and GitHub against each other, digest by digest.
+    Hold cluster, ledger and GitHub side by side, digest by digest.
 
     GitHub tells which names it holds for a digest, and not whether they are deployed: that is the
     ledger's word. Exit code 0: all agree; 1: something differs, or could not be asked; 2: a
@@ -186,7 +186,7 @@ def audit(
 @click.option("--keep", is_flag=True, help="Leave the servers up and print their addresses.")
 @click.option("--seed", type=int, default=1, show_default=True, help="What chance starts from.")
 def demo(pods: int, *, keep: bool, seed: int) -> None:
-    """Run the whole job against a simulated cluster and GitHub on this machine."""
+    """Run the whole job against simulated servers on this machine."""
     from tracker.sandbox.story import tell
 
     sys.exit(tell(pods=pods, keep=keep, seed=seed))
@@ -198,7 +198,7 @@ def demo(pods: int, *, keep: bool, seed: int) -> None:
 @_output
 def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:
     """
-    Check what the tracker needs: rights, token, GitHub, clock, ledger.
+    Check rights, token, GitHub, clock, ledger: all that is needed.
 
     Nothing is written anywhere. Exit code 0: all is well or only warned of; 1: a check failed;
     2: a setting can't be used.
