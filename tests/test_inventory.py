@@ -76,6 +76,9 @@ def judged(pods: Iterable[Pod], name: str = NAME, acknowledged: Record | None = 
         pytest.param(
             [terminating("a", "1"), terminating("b", "2", age=1)], None, "b", id="newest-leaving"
         ),
+        pytest.param(
+            [terminating("b", "2", age=1), terminating("a", "1")], None, "b", id="seen-in-any-order"
+        ),
         pytest.param([terminating("a", "1"), waiting("2", age=1)], "a", "a", id="recreate"),
         pytest.param([unrecordable()], None, "held", id="unrecordable"),
         pytest.param([unrecordable()], "a", "held displaced", id="unrecordable-replaced-it"),
@@ -149,6 +152,10 @@ def test_workloads_that_share_a_name_yield_to_the_newest_pod_and_are_told() -> N
     judgement = inventory.judge("shop/app", judgement.record)
     assert isinstance(judgement, Deployed)
     assert (judgement.record.digest, judgement.displaced) == (digest("a"), True)
+
+
+def test_pods_of_one_workload_share_no_name() -> None:
+    assert inventory_of([running("a", "1"), running("b", "2")]).shared() == set()
 
 
 def test_a_name_that_is_too_long_is_counted_and_not_declared() -> None:

@@ -501,6 +501,7 @@ class Tracker:
     def rest(self, seconds: float) -> None:
         """Work without faults until there is nothing left to do for so many seconds."""
         until = self.world.now + seconds
+        self.reconcile_requested = True  # as it is on an interval
         for _ in range(MAX_STEPS_TO_REST):
             if self._work_on():
                 continue
