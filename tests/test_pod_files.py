@@ -166,6 +166,18 @@ def edited(draw: st.DrawFn) -> str:
 @settings(max_examples=1500)
 @given(text=edited())
 def test_what_somebody_edited_is_read_as_pyyaml_reads_it_or_refused(text: str) -> None:
+    hold_to_pyyaml(text)
+
+
+@pytest.mark.parametrize("line", ["# x", "      # x", ""])
+def test_a_line_that_says_nothing_may_stand_anywhere(line: str) -> None:
+    """Once, what stood below a comment below a key was lost."""
+    lines = as_kubectl_yaml(*kubectl.many_pods(1)).split("\n")
+    for at in range(3, len(lines) - 4):
+        hold_to_pyyaml("\n".join([*lines[:at], line, *lines[at:]]))
+
+
+def hold_to_pyyaml(text: str) -> None:
     try:
         expected = yaml.load(text, Loader=vars(pod_files)["_Loader"])["items"]  # noqa: S506 - a safe one
         assert isinstance(expected, list)

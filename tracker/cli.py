@@ -5,6 +5,7 @@ The command line: `deployment-tracker`, or `python -m tracker`.
 are heavy to import are imported by the command that needs them.
 """
 
+import gc
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -357,6 +358,8 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = False) -> "Settings":
     """Return the settings of a command that only looks, or tell what can't be used and exit."""
     _lighten()
+    # They read, show and end: to look for cycles among all that was read is a tenth of their time.
+    gc.disable()
     from tracker import logs
     from tracker.commands.view import FIELDS
     from tracker.settings import SettingsError, load

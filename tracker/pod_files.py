@@ -7,14 +7,14 @@ documents of them are taken; what is no pod is passed over and counted.
 
 Of YAML only what `tracker.pods.read_pod` looks at is read: PyYAML takes a minute, also with its C
 parser, for what JSON takes a second. So a pod in the plain style that kubectl writes is read here
-(`_read_plain`), by its indentation, and whatever else is skipped by it. A pod in any other style
+(`_Plain`), by its indentation, and whatever else is skipped by it. A pod in any other style
 (quotes with escapes, folded or flowing text where it matters, anchors) is given whole to PyYAML,
 which then is the judge. Both ways end in the same `Pod`; a test holds them to it.
 """
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,8 +40,10 @@ _SCALAR: Final = re.compile(
 )
 """Text in single or double quotes, or in none."""
 _WORDS: Final[Mapping[str, bool | None]] = {"": None, "null": None, "true": True, "false": False}
-_PLAIN_KEY: Final = r"[^ \t\-?:,\[\]{}#&*!|>'\"%@`<=\n](?:[^:#\n]*[^:#\s])?:(?=[ \n]|\Z)"
+_KEY: Final = r"[^ \t\-?:,\[\]{}#&*!|>'\"%@`<=\n](?:[^:#\n]*[^:#\s])?"
 """A key that is read or passed over here."""
+_SILENCE: Final = frozenset({"#", "\n"})
+"""How a line begins, behind its spaces, that says nothing."""
 _SILENT: Final = r" *(?:#|\n|\Z)"
 """What a line that says nothing goes on with: a comment, or its end."""
 _FIRST: Final = re.compile(rf"(?:\n(?={_SILENT})[^\n]*)*\n( *)(?=[^ \n])")
@@ -52,17 +54,20 @@ _EMPTY: Final[Mapping[str, Callable[[], object]]] = {
     "null": lambda: None,
 }
 
-# What `read_pod` looks at. Of a mapping either the keys to read, each with what to read of it, or a
-# set of keys whose values are scalars, as None stands for; what is in a list is read for each
-# element of a sequence.
+# What `read_pod` looks at: of a pod the sections, of a section the fields, of a field the entries,
+# or those of each element when it is in a list. None stands for a scalar.
 _Keys = frozenset[str]
 _Wanted = Mapping[str, Any]
 _NEVER_PLAIN: Final = object()
+_PASSED_OVER: Final = object()
 _OURS: Final = f"{PREFIX}*"
 """Every key with our prefix."""
+_LABELS: Final = frozenset({DEPLOYMENT_HASH, ROLLOUT_HASH})
+_ANNOTATIONS: Final = frozenset({MIRROR, _OURS})
+_OWNER: Final = frozenset({"apiVersion", "kind", "name", "controller"})
 _CONTAINER: Final = frozenset({"name", "image", "restartPolicy"})
 _STATUS: Final = frozenset({"name", "image", "imageID"})
-_OWNER: Final = frozenset({"apiVersion", "kind", "name", "controller"})
+_ENTRIES: Final = _LABELS | _ANNOTATIONS | _OWNER | _CONTAINER | _STATUS
 _POD: Final[_Wanted] = {
     "apiVersion": None,
     "kind": None,
@@ -73,8 +78,8 @@ _POD: Final[_Wanted] = {
         "resourceVersion": None,
         "creationTimestamp": None,
         "deletionTimestamp": None,
-        "labels": frozenset({DEPLOYMENT_HASH, ROLLOUT_HASH}),
-        "annotations": frozenset({MIRROR, _OURS}),
+        "labels": _LABELS,
+        "annotations": _ANNOTATIONS,
         "ownerReferences": [_OWNER],
     },
     "spec": {"containers": [_CONTAINER], "initContainers": [_CONTAINER]},
@@ -84,6 +89,9 @@ _POD: Final[_Wanted] = {
         "initContainerStatuses": [_STATUS],
     },
 }
+FIELD: Final = 2
+"""How far to the right of a section its fields stand."""
+ENTRY: Final = 4
 
 
 _Found = tuple[object, bool]
@@ -348,7 +356,7 @@ class _Yaml:
     def load(self, text: str, wanted: _Wanted) -> object:
         """Return what a text says: of a pod in the plain style, what is wanted of it."""
         with suppress(_UnfamiliarError):
-            return _read_plain(text, wanted)
+            return _Plain.read(text, wanted)
         try:
             return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
         except (yaml.YAMLError, ValueError) as error:
@@ -400,88 +408,124 @@ class _Yaml:
         return bool(more)
 
 
-def _read_plain(text: str, wanted: _Wanted) -> dict[str, object]:
+_Line = tuple[str, str, str, str, str, str]
+"""
+A line: its indentation within the margin, its dash, its key, the rest behind that, and how the next
+line begins: its spaces, and a dash, a comment or a line's end behind them.
+"""
+
+
+class _Plain:
     """
-    Return what is wanted of a mapping in block style, read by its indentation.
+    One pod in block style, read by its indentation, as kubectl writes it.
 
-    What is wanted is searched for, whatever else is passed over: a pod has a few hundred lines, and
-    two dozen of them matter. Of a mapping only the lines at the column of its keys are looked at;
-    those that stand deeper belong to the key above them. Raises `_UnfamiliarError` where a line
-    there is not as plain as kubectl writes it, or what is wanted is not.
+    It has three columns, two spaces apart: sections (`metadata`), their fields (`labels`; of
+    `containers` the dashes stand there, too), and the entries of those. One pattern finds the
+    lines at these columns, in the last one only those that may matter: most lines of a pod stand
+    deeper. Raises `_UnfamiliarError` where what is wanted is not as plain as that.
     """
-    text = "\n" + text.rstrip("\n")
-    first = _FIRST.match(text)
-    if first is None:
-        raise _UnfamiliarError
-    return _mapping(text, 0, len(text), len(first[1]), wanted)
 
+    __slots__ = ("_elements", "_entries", "_fields", "_found", "_keys", "_margin", "_section")
 
-def _mapping(text: str, at: int, end: int, indent: int, wanted: _Wanted) -> dict[str, object]:
-    """Return what is wanted of a mapping whose keys stand at this column."""
-    found: dict[str, object] = {}
-    search = _lines(indent, frozenset(wanted)).search
-    while (match := search(text, at, end)) is not None:
-        key, rest, goes_on = match.groups()
-        if key is None:
+    def __init__(self, margin: int) -> None:
+        self._margin = margin
+        self._found: dict[str, object] = {}
+        self._section: dict[str, object] = {}
+        self._fields: _Wanted | None = None
+        """What is wanted of the section at hand."""
+        self._keys: _Keys = frozenset()
+        """What is wanted of the field at hand."""
+        self._entries: dict[str, object] | None = None
+        self._elements: list[object] | None = None
+
+    @classmethod
+    def read(cls, text: str, wanted: _Wanted) -> dict[str, object]:
+        """Return what is wanted of a mapping."""
+        text = "\n" + text.rstrip("\n")
+        first = _FIRST.match(text)
+        if first is None:
             raise _UnfamiliarError
-        at = match.end()
-        kind = wanted[key]
+        reading = cls(len(first[1]))
+        reading._take(_lines(reading._margin).findall(text), wanted)
+        return reading._found
+
+    def _take(self, lines: Iterable[_Line], wanted: _Wanted) -> None:
+        for line in lines:
+            column = len(line[0])
+            if column == ENTRY:
+                if self._entries is not None:
+                    self._take_entry(line, self._entries)
+            elif column == FIELD:
+                if self._fields is not None:
+                    self._take_field(line, self._fields)
+            elif column == 0:
+                self._take_section(line, wanted)
+            elif self._fields is not None and (column < FIELD or self._entries is not None):
+                raise _UnfamiliarError  # nothing may stand there, but in what is passed over
+
+    def _take_section(self, line: _Line, wanted: _Wanted) -> None:
+        key = line[2]
+        self._fields = self._entries = self._elements = None
+        kind = wanted.get(key, _PASSED_OVER)
+        if not key or kind is _NEVER_PLAIN:
+            raise _UnfamiliarError
         if kind is None:
-            if goes_on:
-                raise _UnfamiliarError
-            found[key] = _scalar(rest or "")
-            continue
-        behind = _siblings(indent).search(text, at, end)
-        last = end if behind is None else behind.start()
-        value = (rest or "").strip(" ")
-        if value in _EMPTY:
-            found[key] = _EMPTY[value]()
-        elif value or kind is _NEVER_PLAIN:
+            self._found[key] = self._scalar(line, 0)
+        elif kind is not _PASSED_OVER:
+            self._section = {}
+            self._found[key] = self._filled(line, 0, self._section)
+            self._fields = kind
+
+    def _take_field(self, line: _Line, fields: _Wanted) -> None:
+        key = line[2]
+        if line[1]:
+            if self._elements is not None:
+                self._entries = {}
+                self._elements.append(self._entries)
+                self._take_entry(line, self._entries)
+            return
+        self._entries = self._elements = None
+        kind = fields.get(key, _PASSED_OVER)
+        if not key:
             raise _UnfamiliarError
-        else:
-            found[key] = _nested(text, at, last, indent, kind)
-        at = last
-    return found
+        if kind is None:
+            self._section[key] = self._scalar(line, FIELD)
+        elif isinstance(kind, list):
+            self._keys, self._elements = kind[0], []
+            self._section[key] = self._filled(line, FIELD, self._elements)
+        elif kind is not _PASSED_OVER:
+            self._keys, self._entries = kind, {}
+            self._section[key] = self._filled(line, FIELD, self._entries)
 
-
-def _scalars(text: str, at: int, end: int, indent: int, wanted: _Keys) -> dict[str, object]:
-    """Return the wanted scalars of a mapping whose keys stand at this column."""
-    found: dict[str, object] = {}
-    for key, rest, goes_on in _lines(indent, wanted).findall(text, at, end):
-        if not key or goes_on:
+    def _take_entry(self, line: _Line, entries: dict[str, object]) -> None:
+        key = line[2]
+        if key in self._keys or (_OURS in self._keys and key.startswith(PREFIX)):
+            entries[key] = self._scalar(line, ENTRY)
+        elif not key:
             raise _UnfamiliarError
-        found[key] = _scalar(rest)
-    return found
 
-
-def _nested(text: str, at: int, end: int, indent: int, kind: Any) -> object:  # noqa: ANN401 - see _POD
-    """Return the mapping or sequence below a key at this column."""
-    first = _FIRST.match(text, at, end)
-    if first is None:
+    def _filled(self, line: _Line, column: int, lines: dict[str, object] | list[object]) -> object:
+        """Return `lines` where those that follow fill it, else what the key's line itself says."""
+        _, _, _, rest, space, mark = line
+        text = rest.strip(" ")
+        if text in _EMPTY:
+            return _EMPTY[text]()
+        deeper = len(space) - self._margin - column
+        if text or mark in _SILENCE:
+            raise _UnfamiliarError
+        if (deeper, mark) == ((0, "-") if isinstance(lines, list) else (FIELD, "")):
+            return lines
+        if deeper > 0 or (deeper == 0 and mark):
+            raise _UnfamiliarError
         return None
-    inner = len(first[1])
-    if isinstance(kind, list):
-        is_sequence = inner >= indent and text[first.end()] == "-"
-        return _sequence(text, at, end, inner, kind[0]) if is_sequence else None
-    if inner <= indent:
-        return None
-    if isinstance(kind, frozenset):
-        return _scalars(text, at, end, inner, kind)
-    return _mapping(text, at, end, inner, kind)
 
-
-def _sequence(text: str, at: int, end: int, indent: int, wanted: _Keys) -> list[object]:
-    """Return a sequence of mappings whose dashes stand at this column."""
-    found: list[object] = []
-    margin = "\n" + " " * (indent + 2)
-    dashes = list(_dashes(indent).finditer(text, at, end))
-    ends = [dash.start() for dash in dashes[1:]] + [end]
-    for dash, last in zip(dashes, ends, strict=True):
-        if dash[1] is None:
-            raise _UnfamiliarError
-        element = margin + text[dash.end() : last]
-        found.append(_scalars(element, 0, len(element), indent + 2, wanted))
-    return found
+    def _scalar(self, line: _Line, column: int) -> object:
+        """Return the scalar that a key at this column has in its line."""
+        _, _, _, rest, space, mark = line
+        deeper = len(space) - self._margin - column
+        if deeper > 0 or mark in _SILENCE or (mark and deeper == 0):
+            raise _UnfamiliarError  # it goes on, or may
+        return _scalar(rest)
 
 
 @lru_cache(maxsize=1024)
@@ -501,40 +545,26 @@ def _scalar(text: str) -> object:
     raise _UnfamiliarError
 
 
-def _below(indent: int) -> str:
-    """Return how a line begins that belongs to a key at this column above it."""
-    return rf" {{{indent + 1}}}| {{{indent}}}-"
-
-
 @lru_cache(maxsize=256)
-def _siblings(indent: int) -> re.Pattern[str]:
-    """Return what begins a line that does not belong to the key at this column before it."""
-    return re.compile(rf"\n(?!{_below(indent)}|{_SILENT})")
-
-
-@lru_cache(maxsize=256)
-def _lines(indent: int, wanted: _Keys) -> re.Pattern[str]:
+def _lines(margin: int) -> re.Pattern[str]:
     """
-    Return what finds, of a mapping at this column, the lines of the wanted keys.
+    Return what finds the lines of a `_Plain` whose sections stand at this column.
 
-    Its groups are the key, the rest of the line, and whether that goes on in the next, or may. It
-    also finds, without a key, what is unfamiliar at that column or stands where nothing may.
+    All of them at the first two columns, and at the third those with a key that may be wanted. Of
+    what is unfamiliar there, or stands between them, the key is empty.
     """
-    keys = "|".join(
+    entry = r"\n" + " " * (margin + ENTRY)
+    wanted = "|".join(
         re.escape(PREFIX) + r"(?:[^:#\n]*[^:#\s])?" if key == _OURS else re.escape(key)
-        for key in sorted(wanted)
+        for key in sorted(_ENTRIES)
     )
-    line = rf"({keys or '(?!)'}):(?: ([^\n]*))?(?=(\n(?:{_below(indent)}|\n))?)(?=\n|\Z)"
-    here = rf" {{{indent}}}"
-    return re.compile(
-        rf"{_siblings(indent).pattern}(?:{here}(?:{line}|(?!{_PLAIN_KEY}))|(?!{here}))"
-    )
-
-
-@lru_cache(maxsize=256)
-def _dashes(indent: int) -> re.Pattern[str]:
-    """Return what finds a dash at this column; without one a line that may not stand there."""
-    return re.compile(rf"\n(?! {{{indent + 1}}}|{_SILENT})(?: {{{indent}}}(- )(?![ \n#-]|\Z)|)")
+    deeper = f"{' ' * (ENTRY + 1)}|{' ' * ENTRY}-"
+    indent = rf"\n{' ' * margin}(?!{deeper})( {{0,{ENTRY}}}+)"
+    dash = rf"((?<!{entry})- )?(?! )"
+    key = rf"((?<!{entry}){_KEY}|{wanted}):(?: ([^\n]*))?(?=\n|\Z)"
+    following = r"(?=(?:\n( *)([-#\n]?))?)"
+    unfamiliar = rf"(?![ \n#]|\Z|{_KEY}:(?=[ \n]|\Z))"
+    return re.compile(rf"{indent}{dash}(?:{key}{following}|{unfamiliar})")
 
 
 def _says_nothing(line: str) -> bool:
