@@ -137,6 +137,20 @@ async def test_with_the_cluster_down_at_the_start_it_stays_up_and_delivers_later
     assert "Traceback" not in program.said
 
 
+async def test_of_pods_in_a_list_one_handler_tells_and_of_changes_both(world: World) -> None:
+    """The list of a large cluster takes Kopf twice as long when it calls two for each pod."""
+    world.cluster.create(pod("listed"))
+    async with world.program(LOG_LEVEL="debug") as program:
+        await world.told("listed")
+        assert "'_on_event' is invoked" in program.said
+        assert "'_on_phase/status.phase' is invoked" not in program.said
+        world.cluster.create(pod("started"))
+        await world.told("started")
+        await program.until_said("'_on_phase/status.phase' is invoked")
+        assert await program.stopped() == 0
+    assert "Traceback" not in program.said
+
+
 async def test_a_stop_waits_for_the_answer_that_is_under_way(world: World) -> None:
     script = world.github.script(hangs(applied=True), times=1)
     world.cluster.create(pod("late"))

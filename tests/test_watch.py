@@ -100,6 +100,16 @@ def test_a_phase_is_kept_by_uid_until_it_is_forgotten() -> None:
     assert phases.fetch(body=body) is None
 
 
+def test_a_phase_that_was_noted_is_no_news_until_it_changes() -> None:
+    phases = PhasesInMemory(pods=Inventory(template=TEMPLATE))
+    waiting, running = raw_pod(phase="Pending"), raw_pod()
+    assert phases.is_news(waiting)
+    phases.note(waiting)
+    assert not phases.is_news(waiting)
+    assert phases.is_news(running)
+    assert phases.fetch(body=kopf.Body(cast("Any", running))) == essence("Pending")
+
+
 def test_phases_of_pods_that_went_unseen_are_dropped_in_time() -> None:
     pods = Inventory(template=TEMPLATE)
     pods.observe(read_pod(raw_pod("alive")))

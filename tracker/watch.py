@@ -165,6 +165,10 @@ class PhasesInMemory(kopf.DiffBaseStorage):
         extra_fields: Iterable[object] | None = None,  # noqa: ARG002 - Kopf's signature
     ) -> kopf.BodyEssence:
         """Return the one field that is watched: what Kopf would keep is most of the pod."""
+        return self._essence(body)
+
+    @staticmethod
+    def _essence(body: Mapping[str, Any]) -> kopf.BodyEssence:
         status = body.get("status")
         phase = status.get("phase") if isinstance(status, Mapping) else None
         return cast("kopf.BodyEssence", {"status": {"phase": phase}} if phase else {})
@@ -181,10 +185,21 @@ class PhasesInMemory(kopf.DiffBaseStorage):
         essence: kopf.BodyEssence,
     ) -> None:
         """Keep it in memory."""
+        self._keep(body["metadata"]["uid"], essence)
+
+    def note(self, pod: Mapping[str, Any]) -> None:
+        """Keep a pod's phase as if the field handler had seen it."""
+        self._keep(pod["metadata"]["uid"], self._essence(pod))
+
+    def is_news(self, pod: Mapping[str, Any]) -> bool:
+        """Tell whether a pod has another phase than the one that is kept."""
+        return self._phases.get(pod["metadata"]["uid"]) != self._essence(pod)
+
+    def _keep(self, uid: str, essence: kopf.BodyEssence) -> None:
         if len(self._phases) > 2 * len(self._pods) + SPARE_PHASES:
             # Of a pod that went while the watch was away nobody tells that it is gone.
             self._phases = {uid: kept for uid, kept in self._phases.items() if uid in self._pods}
-        self._phases[body["metadata"]["uid"]] = essence
+        self._phases[uid] = essence
 
     def forget(self, uid: str) -> None:
         """Drop what was stored of a pod that is gone."""
