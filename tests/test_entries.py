@@ -35,6 +35,7 @@ from tracker.entries import (
     UNCONFIRMED_SECONDS,
     Confirm,
     Defer,
+    Drop,
     Entry,
     Forget,
     Nothing,
@@ -45,6 +46,7 @@ from tracker.entries import (
     Wait,
     conclude,
     defer,
+    drop,
     intend,
     next_step,
 )
@@ -106,7 +108,7 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         pytest.param(deployed(A), after((A, OK)), Nothing, id="stands"),
         pytest.param(deployed(B), after((A, OK)), B, id="rollout"),
         pytest.param(deployed(A), after((A, OK), (B, UNKNOWN)), Nothing, id="rollback-of-unknown"),
-        pytest.param(deployed(A), after((A, OK), (B, UNSENT)), Nothing, id="rollback-of-unsent"),
+        pytest.param(deployed(A), after((A, OK), (B, UNSENT)), Drop, id="rollback-of-unsent"),
         pytest.param(deployed(A), after((A, OK), (B, LOST)), Wait, id="rollback-of-open"),
         pytest.param(deployed(A), after((A, UNKNOWN)), Wait, id="unknown-waits"),
         pytest.param(deployed(B), after((A, UNKNOWN)), B, id="new-digest-at-once"),
@@ -126,6 +128,12 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         pytest.param(IDLE, after((A, OK), (B, LOST)), Wait, id="idle-in-an-outage"),
         pytest.param(IDLE, after((A, OK), (B, LIMITED)), B, id="idle-after-a-limit"),
         pytest.param(IDLE, cut_off(GONE_A, (A, OK)), Nothing, id="idle-after-an-end"),
+        # Once, these were sent when nothing ran any more, after the rollback of what they were for.
+        pytest.param(deployed(A), after((A, OK), (B, LIMITED)), Drop, id="rolled-back-in-a-limit"),
+        pytest.param(deployed(A), after((A, OK), (B, LOST)), Wait, id="rolled-back-and-open"),
+        pytest.param(deployed(A), after((A, OK), (B, REFUSED)), Nothing, id="rolled-back-refused"),
+        pytest.param(deployed(A), after((A, OK), (GONE_A, LIMITED)), Drop, id="back-in-a-limit"),
+        pytest.param(IDLE, after((A, OK), (GONE_A, LIMITED)), Drop, id="idle-again-in-a-limit"),
         pytest.param(IDLE, after((A, OK), (B, UNKNOWN)), Nothing, id="idle-and-not-known"),
         pytest.param(IDLE, after((A, OK), (B, REFUSED)), Nothing, id="idle-and-refused"),
         pytest.param(
@@ -185,6 +193,13 @@ def test_nothing_is_decommissioned_without_a_confirmation(
 ) -> None:
     found = step(judgement, entry, confirmed=False)
     assert found == Confirm(workload=workload(), absent=absent)
+
+
+def test_what_is_dropped_leaves_what_is_acknowledged_and_nothing_to_do() -> None:
+    entry = drop(after((A, OK), (B, UNSENT)))
+    assert entry == replace(after((A, OK)), acknowledged_at=entry.acknowledged_at)
+    for judgement in (deployed(A), IDLE):
+        assert step(judgement, entry, now=1e9) == Nothing()
 
 
 def test_a_state_after_an_open_one_is_posted_once_more_two_minutes_later() -> None:
@@ -541,6 +556,9 @@ class OneName(RuleBasedStateMachine):
                 self.confirmed = False
             case Wait(until=until):
                 assert until > self.now
+            case Drop():
+                assert self.entry is not None
+                self.entry = drop(self.entry)
             case Defer():
                 raise AssertionError("nobody else asked for a digest")
         return found

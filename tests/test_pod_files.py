@@ -207,8 +207,11 @@ def test_what_kubectl_prints_is_read_without_pyyaml(monkeypatch: pytest.MonkeyPa
     pods = list(kubectl.many_pods(20))
     text = as_kubectl_yaml(*pods)
 
-    def load(*_: object, **__: object) -> object:
-        raise AssertionError
+    parse = yaml.load
+
+    def load(text: str, **more: Any) -> object:  # noqa: ANN401 - PyYAML's arguments
+        assert "containers" not in text
+        return parse(text, **more)
 
     monkeypatch.setattr(yaml, "load", load)
     found = read(text)
@@ -275,6 +278,15 @@ def test_only_a_list_tells_what_is_not_there(text: str, whole: bool) -> None:  #
         pytest.param("items:\n- kind: 'Pod\n- x'\n", id="a text that leaves its element"),
         pytest.param("items:\n- kind: Pod\n\tmetadata: x\n- kind: Pod\n", id="a tab"),
         pytest.param("items:\n- kind: Pod\nrubbish\n- kind: Pod\n", id="rubbish in the list"),
+        pytest.param(
+            "items:\n- kind: Pod\nWarning: x y\n- kind: Pod\n", id="words between elements"
+        ),
+        pytest.param(
+            "items:\n  - kind: Pod\nWarning: x y\n  - kind: Pod\n", id="words between deeper ones"
+        ),
+        pytest.param("items:\n- kind: Pod\n foo: bar\n- kind: Pod\n", id="a key between elements"),
+        pytest.param("items:\n- kind: Pod\nitems:\n- kind: Pod\n", id="two lists in one"),
+        pytest.param("  kind: Pod\nfoo: bar\n", id="a key left of the first"),
         pytest.param("kind: *nowhere\n", id="an alias of nothing"),
         pytest.param("kind: !!python/object:os.system x\n", id="a tag"),
         pytest.param("kind: Pod\nmetadata: {creationTimestamp: 2024-99-99T00:00:00Z, x: 0o9: }\n"),
@@ -293,6 +305,22 @@ def test_bytes_that_are_no_text_are_told() -> None:
     stream = io.TextIOWrapper(io.BytesIO(b"kind: Pod\nname: \xff\xfe\n"), encoding="utf-8")
     with pytest.raises(PodFileError, match="not UTF-8"):
         list(PodFile(name="pods", stream=stream).read_objects())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("kind: Pod\nmetadata:\n  name: a\nextra:\n- kind: Foo\n", id="a pod"),
+        pytest.param("kind: Foo\nmetadata:\n  name: a\ntargets:\n- kind: Pod\n", id="none"),
+        pytest.param("items:\n- # nothing\n- kind: Pod\nkind: List\n", id="an element of nothing"),
+    ],
+)
+def test_what_looks_like_another_key_is_none(text: str) -> None:
+    """Once, an element at the first column was taken for a key of the pod."""
+    expected = yaml.safe_load(text)
+    objects = expected.get("items", [expected])
+    pods = [each for each in objects if each is not None and each["kind"] == "Pod"]
+    assert len(read(text)) == len(pods)
 
 
 def test_an_anchor_is_followed() -> None:

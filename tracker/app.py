@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from math import inf
@@ -575,6 +576,8 @@ class Tracker:
         `acknowledged` is what GitHub holds as far as is known.
         """
         judgement = self.inventory.judge(name, acknowledged)
+        if self._foreign and isinstance(judgement, Held):
+            return replace(judgement, idle=False)  # what was sent last was of another cluster
         if isinstance(judgement, Deployed) and self._lookups.awaits(judgement.workload, name):
             return Held(displaced=False)
         if isinstance(judgement, Absent):

@@ -45,6 +45,7 @@ from tracker.entries import (
     Account,
     Confirm,
     Defer,
+    Drop,
     Entry,
     Forget,
     Nothing,
@@ -55,6 +56,7 @@ from tracker.entries import (
     account_of,
     conclude,
     defer,
+    drop,
     intend,
     is_asked_again,
     next_step,
@@ -461,7 +463,7 @@ class Delivery:
             judgement, entry, absence_confirmed=confirmed, now=now, unknown=self._refusals.unknown
         )
 
-    def _look(self, name: str, *, behind: bool) -> Send | Defer | Forget | None:
+    def _look(self, name: str, *, behind: bool) -> Send | Defer | Drop | Forget | None:
         """
         Return what a worker is to do about a name; do it if it takes no time, and return None.
 
@@ -477,7 +479,7 @@ class Delivery:
                     self._since.pop(name, None)  # what was refused, or is only sent to be sure
                     self._behind[name] = None
                     self._is_behind.set()
-                case Send() | Defer() | Forget():
+                case Send() | Defer() | Drop() | Forget():
                     return step
                 case Wait(until=until):
                     self._look_again(name, until)
@@ -569,6 +571,7 @@ class Delivery:
         """Look at names once more, now that they can be sent; do all else that is to be done."""
         planned: list[_Planned] = []
         deferred: list[Entry] = []
+        dropped: list[Entry] = []
         forgotten: list[str] = []
         for count, name in enumerate(names, start=1):
             if count % BREATH == 0:
@@ -578,11 +581,15 @@ class Delivery:
                     planned.append(_Planned(entry=self._ledger.get(name), send=send))
                 case Defer() as step:
                     deferred.append(defer(self._ledger.get(name), step))
+                case Drop():
+                    if (entry := self._ledger.get(name)) is not None:
+                        dropped.append(drop(entry))
                 case Forget():
                     forgotten.append(name)
                 case None:
                     pass
         await self._defer(deferred)
+        await self._drop(dropped)
         await self._forget(forgotten)
         return planned
 
@@ -595,6 +602,15 @@ class Delivery:
             self.touch(entry.deployment_name)
             if entry.sent is not None:
                 self._reporter.failed(entry.sent, entry.reason)
+
+    async def _drop(self, entries: Sequence[Entry]) -> None:
+        """Write down that what was sent of these is not to be told any more."""
+        if not entries:
+            return
+        await self._ledger.put(*entries)
+        for entry in entries:
+            self._refusals.rest(entry.deployment_name)
+            self.touch(entry.deployment_name)
 
     async def _forget(self, names: Sequence[str]) -> None:
         """Forget names that GitHub never heard of and no pod holds."""
@@ -750,6 +766,6 @@ def _repost(entry: Entry | None) -> Send | None:
     return Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
 
 
-def _size(step: Send | Defer | Forget) -> int:
+def _size(step: Send | Defer | Drop | Forget) -> int:
     """Return the bytes, about, that a step adds to a batch."""
     return len(json.dumps(step.record.fields())) if isinstance(step, Send) else 0

@@ -48,6 +48,7 @@ __all__ = [
     "Account",
     "Confirm",
     "Defer",
+    "Drop",
     "Entry",
     "Forget",
     "Nothing",
@@ -59,6 +60,7 @@ __all__ = [
     "account_of",
     "conclude",
     "defer",
+    "drop",
     "intend",
     "is_asked_again",
     "next_step",
@@ -133,8 +135,8 @@ class Entry:
 
     @property
     def last(self) -> Record | None:
-        """Return what was last to be told of the name, whatever came of it."""
-        return self.sent or self.acknowledged
+        """Return what was told of the name last, as far as is known: it may have landed."""
+        return self.sent if self.state in {State.SENDING, State.OPEN} else self.acknowledged
 
     @property
     def unheard(self) -> Record | None:
@@ -195,6 +197,11 @@ class Defer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Drop:
+    """What was sent last surely had no effect, and is not to be told any more: write that down."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Wait:
     """Look again at this time, or when something changes."""
 
@@ -247,7 +254,7 @@ def account_of(entry: Entry) -> Account:
             return Account.PENDING
 
 
-Step = Send | Defer | Wait | Confirm | Forget | Nothing
+Step = Send | Defer | Drop | Wait | Confirm | Forget | Nothing
 
 _NONE_UNKNOWN: Final[Mapping[Digest, Unknown]] = MappingProxyType({})
 
@@ -333,6 +340,13 @@ def defer(entry: Entry | None, step: Defer) -> Entry:
         reason=unknown.reason,
         attempts=unknown.attempts,
         not_before=unknown.due,
+    )
+
+
+def drop(entry: Entry) -> Entry:
+    """Return the entry without what was sent last, which surely had no effect."""
+    return replace(
+        entry, sent=None, state=State.CLEAN, reason="", attempts=0, not_before=None, refused=None
     )
 
 
@@ -449,7 +463,8 @@ def _step_deployed(
     if entry is None:
         return send
     if entry.acknowledged == judgement.record and entry.in_doubt is None:
-        return _settle(entry, now, displaced=False)
+        # Once, a record that a limit held up was sent after the rollback of what it stood for.
+        return Drop() if _is_unsent(entry) else _settle(entry, now, displaced=False)
     last_refused = entry.sent if entry.state in _REFUSED else entry.refused
     if last_refused == judgement.record and judgement.displaced and entry.may_stand:
         # The new image can't be recorded and the old one runs nowhere: at least say that.
@@ -475,6 +490,8 @@ def _step_held(judgement: Held, entry: Entry | None, now: float, *, confirmed: b
         # Nothing newer may be said of the name for who knows how long. And the same record is the
         # only one that overwrites nothing newer, whether it landed or not.
         return _unless_waiting(entry, _again(entry, entry.unheard), now)
+    if judgement.idle and _is_unsent(entry) and entry.in_doubt is None:
+        return Drop()  # an end that nobody heard of, of a name that is held again
     return _settle(entry, now, displaced=judgement.displaced)
 
 
@@ -523,6 +540,11 @@ def _settle(entry: Entry, now: float, *, displaced: bool) -> Step:
     if now < entry.settle_at:
         return Wait(until=entry.settle_at)
     return _unless_waiting(entry, _again(entry, entry.acknowledged), now)
+
+
+def _is_unsent(entry: Entry) -> bool:
+    """Tell whether something new was sent last, surely had no effect, and was not refused."""
+    return entry.state is State.CLEAN and entry.sent not in {None, entry.acknowledged}
 
 
 def _again(entry: Entry, record: Record) -> Send:

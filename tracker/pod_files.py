@@ -46,7 +46,7 @@ _SILENCE: Final = frozenset({"#", "\n"})
 """How a line begins, behind its spaces, that says nothing."""
 _SILENT: Final = r" *(?:#|\n|\Z)"
 """What a line that says nothing goes on with: a comment, or its end."""
-_FIRST: Final = re.compile(rf"(?:\n(?={_SILENT})[^\n]*)*\n( *)(?=[^ \n])")
+_FIRST: Final = re.compile(rf"(?:\n(?={_SILENT})[^\n]*)*\n( *)(?=[^ \n#])")
 """What stands before the first line that says something, and how deep that is."""
 _EMPTY: Final[Mapping[str, Callable[[], object]]] = {
     "{}": dict,
@@ -197,20 +197,22 @@ class PodFile:
         head: list[str] = []
         listed = False
         for line in text.document():
-            if not listed and line.rstrip() == "items:":
+            if line.rstrip() == "items:":
+                if listed:
+                    text.fail("it holds two lists without --- between them")
                 listed = self.whole = True
-                for element in text.elements():
-                    yield text.load(element, _POD), True
+                for margin, element in text.elements():
+                    yield text.load(element, _POD, margin), True
             else:
                 head.append(line)
         if listed:
             # What cut the list short would be left out with all that follows: it is an error.
-            if not isinstance(text.load("".join(head), {}), Mapping):
+            if not isinstance(text.parse("".join(head)), Mapping):
                 text.fail("its list ends in mid-text")
             return
         if all(_says_nothing(line) for line in head):
             return
-        found = text.load("".join(head), {**_POD, "items": _NEVER_PLAIN})
+        found = text.load("".join(head), {**_POD, "items": _NEVER_PLAIN}, 0)
         if isinstance(found, Mapping) and str(found.get("kind", "")).endswith("List"):
             self.whole = True
             elements = found.get("items")
@@ -327,8 +329,8 @@ class _Yaml:
             if not line.startswith("%"):
                 yield line
 
-    def elements(self) -> Iterator[str]:
-        """Yield each element of the sequence that follows, its dash made a space."""
+    def elements(self) -> Iterator[tuple[int, str]]:
+        """Yield the column and the text of each element that follows, its dash made a space."""
         first = self._line()
         while first and _says_nothing(first):
             first = self._line()
@@ -349,14 +351,18 @@ class _Yaml:
                 element = element[: last.start() + 1]
             self._at += len(element)
             self._number += element.count("\n")
-            yield inner + element[indent + 2 :]
+            yield len(inner), inner + element[indent + 2 :]
             if last is not None or found < 0:
                 return
 
-    def load(self, text: str, wanted: _Wanted) -> object:
-        """Return what a text says: of a pod in the plain style, what is wanted of it."""
+    def load(self, text: str, wanted: _Wanted, margin: int) -> object:
+        """Return what a text at this column says: in the plain style, what is wanted of it."""
         with suppress(_UnfamiliarError):
-            return _Plain.read(text, wanted)
+            return _Plain.read(text, wanted, margin)
+        return self.parse(text)
+
+    def parse(self, text: str) -> object:
+        """Return all that a text says, as PyYAML reads it."""
         try:
             return yaml.load(text, Loader=_Loader)  # noqa: S506 - a safe one
         except (yaml.YAMLError, ValueError) as error:
@@ -439,14 +445,14 @@ class _Plain:
         self._elements: list[object] | None = None
 
     @classmethod
-    def read(cls, text: str, wanted: _Wanted) -> dict[str, object]:
-        """Return what is wanted of a mapping."""
+    def read(cls, text: str, wanted: _Wanted, margin: int) -> dict[str, object]:
+        """Return what is wanted of a mapping whose keys stand at this column."""
         text = "\n" + text.rstrip("\n")
         first = _FIRST.match(text)
-        if first is None:
+        if first is None or len(first[1]) != margin:
             raise _UnfamiliarError
-        reading = cls(len(first[1]))
-        reading._take(_lines(reading._margin).findall(text), wanted)
+        reading = cls(margin)
+        reading._take(_lines(margin).findall(text), wanted)
         return reading._found
 
     def _take(self, lines: Iterable[_Line], wanted: _Wanted) -> None:
@@ -467,7 +473,7 @@ class _Plain:
         key = line[2]
         self._fields = self._entries = self._elements = None
         kind = wanted.get(key, _PASSED_OVER)
-        if not key or kind is _NEVER_PLAIN:
+        if not key or line[1] or kind is _NEVER_PLAIN:
             raise _UnfamiliarError
         if kind is None:
             self._found[key] = self._scalar(line, 0)

@@ -19,7 +19,7 @@ from tracker.answers import Acknowledged, Failed, Limited, Unauthorized
 from tracker.batches import Said
 from tracker.catalog import KINDS, Catalog, Known
 from tracker.drift import Listed
-from tracker.entries import Confirm, Defer, Entry, Forget, Nothing, Send, State, Step, Wait
+from tracker.entries import Confirm, Defer, Drop, Entry, Forget, Nothing, Send, State, Step, Wait
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.judging import is_kept
 from tracker.ledger_schema import Moment
@@ -318,9 +318,8 @@ class Tracker:
                 kept = self.ledger.entries.get(name)
                 if kept is not None and kept.sent is not None:
                     self.refusals.unknown.wait(kept.sent.digest, name)
-            case Defer():
-                self.ledger.put(entries.defer(self.ledger.entries.get(name), step), said=None)
-                self.touch(name)
+            case Defer() | Drop():
+                self.write_down(name, step)
             case Confirm(absent=absent):
                 wanted = self.wanted.get(name)
                 if wanted is None or wanted.absent != absent:
@@ -336,6 +335,16 @@ class Tracker:
             case Nothing():
                 self._withdraw(name)
                 self.refusals.rest(name)
+
+    def write_down(self, name: str, step: Defer | Drop) -> None:
+        """Write down what needs no send."""
+        entry = self.ledger.entries.get(name)
+        if isinstance(step, Defer):
+            self.ledger.put(entries.defer(entry, step), said=None)
+        elif entry is not None:
+            self.ledger.put(entries.drop(entry), said=None)
+            self.refusals.rest(name)
+        self.touch(name)
 
     def next_step(self, name: str) -> Step:
         """Return what is to be done about a name now."""
