@@ -407,6 +407,22 @@ async def test_a_failure_is_asked_again_with_a_growing_wait_and_told_once() -> N
         ]
 
 
+async def test_what_never_left_is_dropped_when_it_is_rolled_back() -> None:
+    """Once, it stayed in the ledger, and the name counted as pending."""
+    async with scene() as on:
+        on.see(running("a"))
+        await asyncio.sleep(10)
+        on.sender.answers[NAME] = [Limited(reason="HTTP 429", pause_seconds=60)]
+        on.see(running("b"))
+        await asyncio.sleep(10)
+        assert on.entry().sent == record("b")
+        on.see(running("a"))
+        await asyncio.sleep(100)
+        assert on.entry().sent is None
+        assert on.entry().acknowledged == record("a")
+        assert on.sender.digests == "ab"
+
+
 async def test_what_github_does_not_know_is_asked_for_as_long_as_it_runs() -> None:
     async with scene() as on:
         on.sender.answers[NAME] = [UNKNOWN] * 3
