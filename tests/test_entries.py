@@ -149,6 +149,9 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         pytest.param(Absent(), None, Nothing, id="never-heard-of"),
         pytest.param(Absent(), after((A, OK)), GONE_A, id="gone"),
         pytest.param(Absent(), after((A, OK), (GONE_A, OK)), Nothing, id="gone-and-said"),
+        pytest.param(
+            Absent(), after((A, OK), (GONE_A, OK), (A, UNSENT)), Drop, id="gone-again-in-an-outage"
+        ),
         pytest.param(Absent(), after((A, UNSENT)), Forget, id="never-arrived"),
         pytest.param(Absent(), after((A, UNKNOWN)), Forget, id="never-known"),
         pytest.param(Absent(), after((A, REFUSED)), Forget, id="never-taken"),

@@ -135,8 +135,10 @@ class Entry:
 
     @property
     def last(self) -> Record | None:
-        """Return what was told of the name last, as far as is known: it may have landed."""
-        return self.sent if self.state in {State.SENDING, State.OPEN} else self.acknowledged
+        """Return what the name stands for: what may have landed or is to, else what did."""
+        if self.state in {State.SENDING, State.OPEN}:
+            return self.sent
+        return self.unheard or self.acknowledged
 
     @property
     def unheard(self) -> Record | None:
@@ -501,7 +503,7 @@ def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> St
         return Forget()
     record = entry.held.decommissioned()
     if entry.acknowledged == record and entry.in_doubt is None:
-        return _settle(entry, now, displaced=True)
+        return Drop() if _is_unsent(entry) else _settle(entry, now, displaced=True)
     if is_asked_again(entry, record) and _not_found_seconds(entry) >= GIVE_UP_SECONDS:
         # For a month GitHub knew no such artifact: there is nothing it could take back.
         return Forget()
