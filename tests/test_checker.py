@@ -239,6 +239,20 @@ GOOD = {
         .post(140, B)
         .given(crashes=(crash(2),))
     ),
+    # Once, a repetition that was refused counted as the one that an open outcome permits.
+    "settled-after-an-open-outcome-and-a-refusal": lambda: (
+        Run()
+        .pod(0, "p1", A)
+        .post(1, A)
+        .pod(10, "p2", B)
+        .gone(11, "p1")
+        .post(12, B, answer=503)
+        .post(20, B, answer=403)
+        .pod(30, "p3", C)
+        .gone(31, "p2")
+        .post(32, C)
+        .post(152, C)
+    ),
     # Once, A was taken for needless that was to overwrite a B of which nobody heard again.
     "back-to-what-stood-before-a-crash": lambda: (
         Run()

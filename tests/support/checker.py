@@ -274,32 +274,40 @@ def _needless(posts: Sequence[Post], circumstances: Circumstances) -> list[Findi
     since = float("-inf")
     standing: Post | None = None
     last: Post | None = None
+    open_end: Post | None = None
     for post in posts:
         while crashes and crashes[0].at <= post.exchange.arrived:
             crash = crashes.popleft()
             budget += _is_left_open(crash, post.deployment.deployment_name, last, since)
             since = crash.at
-            sent = crash.in_doubt.get(post.deployment.deployment_name)
-            if standing is not None and sent not in {None, standing.state[:2]}:
-                standing = None  # another record may have come after it
-        repeats = last is not None and last.deployment == post.deployment
-        if standing is not None and standing.deployment == post.deployment:
-            if budget:
-                budget -= 1
-            else:
-                found.append(
-                    (Promise.NO_NEEDLESS_POST, f"{post} though {standing} stood acknowledged")
-                )
-        elif repeats and last is not None and last.outcome is Outcome.OPEN:
+            if _may_be_overwritten(standing, crash):
+                standing = None
+        stood = _says_the_same(standing, post)
+        if stood and not budget:
+            found.append((Promise.NO_NEEDLESS_POST, f"{post} though {standing} stood acknowledged"))
+        elif stood or (_says_the_same(open_end, post) and post.outcome is not Outcome.REFUSED):
             budget -= 1
         if post.outcome is Outcome.ACKNOWLEDGED:
             standing = post
         elif post.outcome is Outcome.OPEN:
             budget += 1
-            if standing is not None and standing.deployment != post.deployment:
-                standing = None
+            standing = standing if stood else None
+        if post.outcome is not Outcome.REFUSED:
+            open_end = post if post.outcome is Outcome.OPEN else None
         last = post
     return found
+
+
+def _says_the_same(one: Post | None, other: Post) -> bool:
+    return one is not None and one.deployment == other.deployment
+
+
+def _may_be_overwritten(standing: Post | None, crash: Crash) -> bool:
+    """Tell whether a crash left open whether another record came after the one that stood."""
+    if standing is None:
+        return False
+    sent = crash.in_doubt.get(standing.deployment.deployment_name)
+    return sent not in {None, standing.state[:2]}
 
 
 def _is_left_open(crash: Crash, name: str, last: Post | None, since: float) -> bool:

@@ -122,6 +122,7 @@ class Tracker:
         self.gaps = 0
         self.listed: dict[str, Listed] | None = None
         self.reconcile_requested = False
+        self.mends_a_gap = False
         self.streak = 0
         self.refusals = Refusals(ledger.entries.values())
         self.begin()
@@ -221,6 +222,7 @@ class Tracker:
 
     def take_snapshot(self) -> None:
         """Note what was seen, before the list."""
+        self.mends_a_gap, self.reconcile_requested = self.reconcile_requested, False
         self.seen = self.inventory.versions()
         self.gaps = self.inventory.gaps
 
@@ -245,6 +247,7 @@ class Tracker:
             if pod is not None and versions.get(uid, -1) < self.listed[uid].version:
                 self.hear_of(uid, pod, surely=True)
         self.seen = self.listed = None
+        self.mends_a_gap = False
         self._look_anew(self.inventory.trust(self.gaps))
         self.kept.clear()
         self._keep(self.ledger.entries)
@@ -478,8 +481,8 @@ class Tracker:
 
     def check_awake(self) -> None:
         """Hold every name to being looked at when there is something to do about it."""
-        if not self.gate_open:
-            return
+        if not self.gate_open or self.reconcile_requested or self.mends_a_gap:
+            return  # after a gap in the watch all are looked at when it is known what went in it
         for name in {*self.inventory.names(), *self.ledger.entries}:
             if name in self.queue or name in self.busy:
                 continue
@@ -491,7 +494,7 @@ class Tracker:
                     kept = self.timers.get(name, until + 1) <= until
                 case Confirm():
                     # What a gap took back is wanted anew when it is looked at next.
-                    kept = name in self.wanted or name in self.timers or self.reconcile_requested
+                    kept = name in self.wanted or name in self.timers
                 case _:
                     kept = False
             promise(kept, "what is due is looked at", name, step)
@@ -543,8 +546,6 @@ class Tracker:
             self.confirm_absences()
             return True
         if self.reconcile_requested or self.seen is not None:
-            # A pass that was under way may have begun before the watch broke: it is no answer.
-            self.reconcile_requested = self.reconcile_requested and self.seen is not None
             self.reconcile()
             return True
         went_on = [self.advance(name, Outcome.ACKNOWLEDGED) for name in [*self.busy, *self.queue]]

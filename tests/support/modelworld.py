@@ -259,11 +259,17 @@ class World:
         self._emit(uid, None, pod)
 
     def scale_to_zero(self, workload: Workload, acknowledged: Mapping[str, Record]) -> None:
-        """End all pods of a workload that stays; these of its names are acknowledged for sure."""
+        """
+        End all pods of a workload that stays; these of its names are acknowledged for sure.
+
+        What the tracker did not see to run is not held against it.
+        """
         stands = {
             name: record
             for name, record in acknowledged.items()
-            if record == standing(self.pods.values(), name).stands
+            if self.connected
+            and record == standing(self.pods.values(), name).stands
+            and record == standing(self.view.values(), name).stands
         }
         for uid in self.uids(workload):
             self.terminate(uid)
