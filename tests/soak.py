@@ -193,11 +193,17 @@ async def soak(*, seconds: float, seed: int, folder: Path) -> Soaked:
                     await sampling
             github.heal()
             cluster.heal()
-            await github.until(
-                lambda: all(line.agrees for line in compare(cluster.log.truth(), github.table)),
-                within=CONVERGED_SECONDS,
-                why=f"what the cluster runs (seed {seed})",
-            )
+            try:
+                await github.until(
+                    lambda: all(line.agrees for line in compare(cluster.log.truth(), github.table)),
+                    within=CONVERGED_SECONDS,
+                    why=f"what the cluster runs (seed {seed})",
+                )
+            except TimeoutError as error:
+                for line in compare(cluster.log.truth(), github.table):
+                    if not line.agrees:
+                        error.add_note(f"differs: {line}")
+                raise
             code = await program.stopped()
             assert code == 0, f"it did not stop in order: {code}"
         circumstances = Circumstances(
