@@ -57,7 +57,7 @@ from tracker.sandbox.script import (
     hangs,
     truncates,
 )
-from tracker.sandbox.truth import compare
+from tracker.sandbox.truth import Comparison, compare
 
 __all__ = ["Soaked", "soak"]
 
@@ -195,14 +195,12 @@ async def soak(*, seconds: float, seed: int, folder: Path) -> Soaked:
             cluster.heal()
             try:
                 await github.until(
-                    lambda: all(line.agrees for line in compare(cluster.log.truth(), github.table)),
+                    lambda: not _differing(cluster, github),
                     within=CONVERGED_SECONDS,
                     why=f"what the cluster runs (seed {seed})",
                 )
             except TimeoutError as error:
-                for line in compare(cluster.log.truth(), github.table):
-                    if not line.agrees:
-                        error.add_note(f"differs: {line}")
+                error.add_note(f"differing: {_differing(cluster, github)}")
                 raise
             code = await program.stopped()
             assert code == 0, f"it did not stop in order: {code}"
@@ -220,6 +218,10 @@ async def soak(*, seconds: float, seed: int, folder: Path) -> Soaked:
         seen.violations = report(found, github.history) if found else ""
         seen.steps, seen.posts = churn.steps, len(github.posts())
     return seen
+
+
+def _differing(cluster: RecordedCluster, github: SimulatedGitHub) -> list[Comparison]:
+    return [line for line in compare(cluster.log.truth(), github.table) if not line.agrees]
 
 
 async def _spell(

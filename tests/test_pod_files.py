@@ -131,8 +131,6 @@ LINES = st.sampled_from(
         *("    name:x", "      image: x", "    name:", "      - image: x", "        x: |", "\t"),
     ]
 )
-
-
 EDITS = st.sampled_from(["insert", "delete", "repeat", "left", "right", "empty", "twice"])
 
 
@@ -143,9 +141,7 @@ def edited(draw: st.DrawFn) -> str:
     lines = as_kubectl_yaml(*pods).split("\n")
     for _ in range(draw(st.integers(1, 3))):
         at = draw(st.integers(3, len(lines) - 4))
-        match draw(
-            st.sampled_from(["insert", "delete", "repeat", "left", "right", "empty", "twice"])
-        ):
+        match draw(EDITS):
             case "insert":
                 lines.insert(at, draw(LINES))
             case "delete":
