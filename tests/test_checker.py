@@ -253,6 +253,18 @@ GOOD = {
         .post(32, C)
         .post(152, C)
     ),
+    # Once, the same of the post that settles: it met a limit, twice.
+    "settled-behind-a-limit": lambda: (
+        Run()
+        .pod(0, "p1", A)
+        .post(1, A, answer=503)
+        .pod(10, "p2", B)
+        .gone(11, "p1")
+        .post(12, B)
+        .post(132, B, answer=429)
+        .post(134, B, answer=429)
+        .post(136, B)
+    ),
     # Once, A was taken for needless that was to overwrite a B of which nobody heard again.
     "back-to-what-stood-before-a-crash": lambda: (
         Run()

@@ -285,8 +285,9 @@ def _needless(posts: Sequence[Post], circumstances: Circumstances) -> list[Findi
         stood = _says_the_same(standing, post)
         if stood and not budget:
             found.append((Promise.NO_NEEDLESS_POST, f"{post} though {standing} stood acknowledged"))
-        elif stood or (_says_the_same(open_end, post) and post.outcome is not Outcome.REFUSED):
-            budget -= 1
+        elif stood or _says_the_same(open_end, post):
+            # One that was refused had no effect: the next one is the one that is permitted.
+            budget -= post.outcome is not Outcome.REFUSED
         if post.outcome is Outcome.ACKNOWLEDGED:
             standing = post
         elif post.outcome is Outcome.OPEN:
