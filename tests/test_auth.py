@@ -159,7 +159,7 @@ async def test_a_token_that_was_rotated_a_moment_ago_costs_nothing(tmp_path: Pat
         ours = GitHub(transport=transport, scope=SCOPE, tokens=tokens)
         assert isinstance(await ours.send(RECORD), Unauthorized)
         assert len(github.history) == 1, "the same token is not tried twice"
-        script = github.script(hangs(), times=1)
+        script = github.script(hangs(applied=True), times=1)
         sending = asyncio.create_task(ours.send(RECORD))
         await github.until(lambda: bool(script.used))
         path.write_text("new")

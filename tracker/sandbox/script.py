@@ -161,11 +161,16 @@ def lands_late(seconds: float = RELEASED, *, answer: int | None = None) -> Behav
 
 
 def hangs(*, applied: bool = False) -> Behaviour:
-    """Hold the answer until released; apply the request at once, or not at all."""
+    """
+    Hold the answer until released; apply the request at once, or not at all.
+
+    What was not applied has no answer then, either: an acknowledgement would be a lie (`pretends`).
+    """
     return Behaviour(
-        title="hangs",
+        title="hangs after applying" if applied else "hangs",
         apply=Apply.BEFORE if applied else Apply.NEVER,
         answer_wait=RELEASED,
+        delivery=Delivery.WHOLE if applied else Delivery.DROPPED,
     )
 
 
