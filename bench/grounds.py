@@ -39,6 +39,11 @@ CONTROLLER_REQUESTS: Final = 500
 """A second, for the controllers; their default of 20 would be what is measured."""
 POLL_SECONDS: Final = 0.1
 PATIENCE_SECONDS: Final = 900.0
+REST_SECONDS: Final = 3.0
+REST_SHARE: Final = 0.3
+"""Of the machine's CPU: a cluster that uses less for that long has done with what was created."""
+REST_PATIENCE_SECONDS: Final = 120.0
+"""On a machine that is busy with something else there is no such moment."""
 
 Json = dict[str, Any]
 
@@ -208,6 +213,7 @@ class Real:
             indices = range(first, min(first + WRITERS, deployments))
             await asyncio.gather(*(create(index) for index in indices))
         await self._until(lambda: self._running() == deployments * replicas)
+        await _rest()
 
     async def run_one(self, number: int) -> float:
         # The kubelet leaves this image alone, so that the change to Running is made, and timed,
@@ -297,6 +303,26 @@ async def ground(folder: Path, *, simulated: bool = False) -> AsyncIterator[Simu
             installation.scene("bench") as scene,
         ):
             yield Real(installation, scene)
+
+
+async def _rest() -> None:
+    """Wait until the machine is at rest: after ten thousand pods that takes half a minute."""
+    ends = time.monotonic() + REST_PATIENCE_SECONDS
+    busy, spent = _cpu_ticks()
+    while time.monotonic() < ends:
+        was_busy, was_spent = busy, spent
+        await asyncio.sleep(REST_SECONDS)
+        busy, spent = _cpu_ticks()
+        if busy - was_busy < REST_SHARE * (spent - was_spent):
+            return
+
+
+def _cpu_ticks() -> tuple[int, int]:
+    """Return how long all cores were busy so far, and how long they were there (proc(5))."""
+    first = Path("/proc/stat").read_text().partition("\n")[0]
+    user, nice, system, idle, waiting, *others = (int(field) for field in first.split()[1:9])
+    busy = user + nice + system + sum(others)
+    return busy, busy + idle + waiting
 
 
 def running(image: str) -> Json:
