@@ -37,7 +37,8 @@ QUIET_SHARE: Final = 0.95
 """Of the events of a real cluster: probes, conditions. The rest is pods that come and go."""
 CHURNING: Final = 200
 QUEUED: Final = 5000
-SLOW_SECONDS: Final = 5.0
+SLOW_SECONDS: Final = 12.0
+"""A batch takes: more than half of what a drain may, so that it can't send all."""
 VERSION_RUNS: Final = 7
 
 Figures = dict[str, float | str | None]
