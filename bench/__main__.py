@@ -105,16 +105,37 @@ def _show(run: Mapping[str, Any], console: Console) -> None:
         for number, figure in enumerate(figures):
             target = TARGETS.get((name, figure))
             cells = [_cell(by[title]["figures"].get(figure)) for title in titles if title in by]
-            limit = "" if target is None else f"≤ {target:.4g}"
-            table.add_row("" if number else name, figure, *cells, limit)
+            table.add_row("" if number else name, figure, *cells, _verdict(by, figure, target))
         table.add_section()
     console.print(table)
+
+
+def _verdict(by: Mapping[str, Any], figure: str, target: float | None) -> str:
+    """Return a target and whether this tracker, where it was measured, keeps to it."""
+    if target is None:
+        return ""
+    value = by.get(OURS, {}).get("figures", {}).get(figure)
+    kept = isinstance(value, float | int) and value <= target
+    return f"≤ {target:.4g} {'met' if kept else '[bold]MISSED[/bold]'}"
 
 
 def _cell(value: float | str | None) -> str:
     if value is None:
         return "-"
     return value if isinstance(value, str) else f"{value:.4g}"
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    """Return the same with four digits of each number, which is more than a run is good for."""
+    match value:
+        case float():
+            return float(f"{value:.4g}")
+        case Mapping():
+            return {key: _rounded(each) for key, each in value.items()}
+        case list() | tuple():
+            return [_rounded(each) for each in value]
+        case _:
+            return value
 
 
 def main() -> None:
@@ -148,7 +169,7 @@ def main() -> None:
     _show(run, Console(width=max(Console().width, 100)))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps(run, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(_rounded(run), separators=(",", ":")) + "\n")
 
 
 if __name__ == "__main__":
