@@ -108,6 +108,16 @@ def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger() -
     assert due == ["old"]
 
 
+def test_what_was_refused_waits_and_takes_nobody_else_s_turn() -> None:
+    """Once, a few of them were asked for at each pass, and no other name ever."""
+    refused = replace(entry_of("refused", 0.0), not_before=DAY + 3600.0)
+    entries = [refused, entry_of("other", 1.0)]
+    due = to_repost(entries, now=DAY + 5.0, interval_seconds=DAY, pass_seconds=300.0)
+    assert due == ["other"]
+    due = to_repost([refused], now=DAY + 3600.0, interval_seconds=DAY, pass_seconds=300.0)
+    assert due == ["refused"]
+
+
 @pytest.mark.fault("G13")
 def test_posting_everything_again_is_spread_over_the_passes_of_half_an_interval() -> None:
     entries = {f"name-{index:04}": entry_of(f"name-{index:04}", 0.0) for index in range(2000)}

@@ -295,6 +295,45 @@ async def test_an_event_during_the_list_withdraws_what_it_would_confirm(*, again
         assert on.confirmed() == again
 
 
+@pytest.mark.parametrize("when", ["listing", "waiting", "reading"])
+async def test_a_list_of_before_the_watch_was_asked_anew_confirms_nothing(when: str) -> None:
+    """Once, what was asked for before and not yet found out about was confirmed all the same."""
+    async with scene() as on:
+
+        def begin_anew() -> None:
+            on.absences.distrust()
+            on.lists.on_list = on.on_read = lambda: None
+
+        if when == "listing":
+            on.lists.on_list = begin_anew
+        elif when == "reading":
+            on.on_read = begin_anew
+        else:
+            on.lists.pods = {"late": "shop"}
+        on.want()
+        await asyncio.sleep(DELAY + 0.005)
+        if when == "waiting":
+            await asyncio.sleep(PATIENCE_SECONDS / 2)
+            begin_anew()
+            on.watch.see("late")
+        await asyncio.sleep(0.1)
+        assert len(on.lists.asked) == 2, "it is asked for anew"
+        assert on.confirmed()
+        assert [name for _, name in on.touched] == [NAME], "and confirmed by that list alone"
+
+
+async def test_an_absence_counts_from_when_its_list_was_asked_for() -> None:
+    async with scene() as on:
+        on.lists.pods = {"late": "shop"}
+        on.want()
+        await asyncio.sleep(DELAY + PATIENCE_SECONDS / 2)
+        on.watch.see("late")
+        await asyncio.sleep(CONFIRMED_SECONDS - PATIENCE_SECONDS / 2 - 0.01)
+        assert on.confirmed()
+        await asyncio.sleep(0.02)
+        assert not on.confirmed()
+
+
 async def test_what_was_confirmed_counts_no_more_after_an_event() -> None:
     async with scene() as on:
         on.want()

@@ -219,6 +219,32 @@ async def test_what_went_unseen_is_lost_and_every_name_looked_at(world: World) -
     assert set(world.view.versions()) == {"kept"}
 
 
+async def test_what_came_is_looked_at_before_what_went(world: World) -> None:
+    """Else, for as long as the fetch takes, an older pod speaks for the name of both."""
+    world.seen("gone")
+    del world.pods.pods["gone"]
+    world.pods.put("came", 2)
+    order: list[str] = []
+    world.pods.while_fetching = lambda: order.append(f"fetching, lost {world.view.lost}")
+    await world.reconciler.once()
+    assert order == ["fetching, lost []"]
+    assert world.view.lost == ["gone"]
+    assert world.view.seen_surely == ["came"]
+
+
+async def test_nothing_is_taken_for_gone_when_what_came_can_not_be_fetched(world: World) -> None:
+    world.seen("gone")
+    del world.pods.pods["gone"]
+    world.pods.put("came", 2)
+    world.pods.fails_fetches = True
+    with pytest.raises(ListError):
+        await world.reconciler.once()
+    assert world.view.lost == []
+    world.pods.fails_fetches = False
+    await world.reconciler.once()
+    assert world.view.lost == ["gone"]
+
+
 @pytest.mark.fault("K11")
 async def test_a_pod_that_is_seen_while_the_list_is_under_way_is_not_taken_for_gone(
     world: World,

@@ -240,6 +240,7 @@ class Absences:
         self._confirmed: dict[str, float] = {}
         self._doubted: set[str] = set()
         self._since: dict[str, float] = {}
+        self._distrusts = 0
         self._changed = asyncio.Event()
 
     def confirmed(self, name: str) -> bool:
@@ -276,6 +277,7 @@ class Absences:
     def distrust(self) -> None:
         """Drop what was found out: the watch is asked for anew; what came before is unseen."""
         self._confirmed.clear()
+        self._distrusts += 1
 
     def withdraw(self, name: str) -> None:
         """Drop what was wanted and found out about a name: a pod event makes it count no more."""
@@ -358,6 +360,7 @@ class Absences:
         whole = True
         failure: ListError | None = None
         for namespace, names in self._by_namespace(due):
+            distrusts, asked_at = self._distrusts, asyncio.get_running_loop().time()
             # Of a pod that goes while the list is under way no further event will come.
             with self._sightings.gone_meanwhile() as gone:
                 try:
@@ -374,6 +377,10 @@ class Absences:
                 continue
             absent = [name for name in names if due[name].absent]
             unread = await self._read_workloads({due[name].workload for name in absent})
+            if distrusts != self._distrusts:
+                # The watch was asked for anew meanwhile: what came between the list and the new
+                # watch is unseen. The names stay due.
+                continue
             kept = self._keep(absent)
             for name in names:
                 # Only what no event touched since: `withdraw` takes the very object away.
@@ -385,7 +392,7 @@ class Absences:
                     continue
                 del self._wanted[name]
                 if name not in kept:
-                    self._confirmed[name] = asyncio.get_running_loop().time()
+                    self._confirmed[name] = asked_at
                 self._touch(name)
         if failure is not None:
             raise failure
@@ -527,9 +534,11 @@ class Reconciler:
         listed = await self._pods.list_pods()
         drift = drift_of(seen, listed)
         gone = await self._believed(drift.gone)
+        # What came is looked at before what went: without the newest pod of a name an older one
+        # would speak for it.
+        fetched = await self._fetch(listed, drift.lacking)
         for uid in gone:
             self._view.lose_surely(uid)
-        fetched = await self._fetch(listed, drift.lacking)
         self._view.trust(gaps)
         try:
             await self._view.read_workloads()
@@ -603,6 +612,8 @@ def to_repost(
     """
     Return the names that were acknowledged as deployed a resync interval ago or longer, by age.
 
+    Not those that wait because GitHub refused them: they would take the turns of all others.
+
     What GitHub lost or changed can only be found by posting it again. After a first start all are
     due at once, so each pass takes a share that has all of them posted in half of the interval.
     """
@@ -611,6 +622,7 @@ def to_repost(
         for entry in entries
         if entry.acknowledged_at is not None
         and entry.acknowledged_at <= now - interval_seconds
+        and (entry.not_before is None or entry.not_before <= now)
         and entry.acknowledged is not None
         and entry.acknowledged.status is Status.DEPLOYED
     ]
