@@ -24,6 +24,7 @@ from tracker.answers import (
     Unconfirmed,
     classify,
     clean_text,
+    server_time,
 )
 
 pytestmark = pytest.mark.fault("G1", "G7")
@@ -83,6 +84,8 @@ def test_a_success_with_the_record_or_an_unreadable_body_acknowledges(
         pytest.param(body(HELD | {"digest": digest("b")}), id="another-digest"),
         pytest.param(body(HELD | {"deployment_name": "other"}), id="another-name"),
         pytest.param(body(None, 1, "x", [], {}), id="rubbish-records"),
+        pytest.param(body({"digest": HELD["digest"]}), id="a-digest-without-a-name"),
+        pytest.param(body(HELD | {"digest": ["x"]}), id="a-digest-that-is-none"),
         pytest.param(b"{}", id="no-list"),
         pytest.param(b'{"deployment_records": {"deployment_name": 1}}', id="no-list-but-object"),
         pytest.param(b"[]", id="array"),
@@ -202,6 +205,40 @@ def test_a_403_is_a_limit_when_its_message_says_so(message: str, *, limited: boo
     found = answer(403, said(message), {"x-ratelimit-remaining": "170"})
     assert isinstance(found, Limited if limited else Forbidden)
     assert not isinstance(found, Limited) or found.pause_seconds is None
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 405, 422, 500, 503])
+def test_no_other_status_is_a_limit_whatever_it_says(status: int) -> None:
+    headers = {"retry-after": "5", "x-ratelimit-remaining": "0"}
+    found = answer(status, said("API rate limit exceeded"), headers)
+    assert not isinstance(found, Limited | Forbidden)
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "headers", "reason"),
+    [
+        (403, "no", {"retry-after": "5"}, "HTTP 403 no, a limit"),
+        (403, "no", {"x-ratelimit-remaining": "0"}, "HTTP 403 no, a limit"),
+        (403, "rate limit exceeded", {"retry-after": "5"}, "HTTP 403 rate limit exceeded"),
+        (429, "no", {"retry-after": "5"}, "HTTP 429 no"),
+    ],
+)
+def test_a_limit_is_told_as_one(
+    status: int, message: str, headers: Mapping[str, str], reason: str
+) -> None:
+    found = answer(status, said(message), headers)
+    assert isinstance(found, Limited)
+    assert found.reason == reason
+
+
+def test_a_server_s_time_is_that_of_its_header() -> None:
+    def told(date: str) -> float | None:
+        return server_time(Reply(status=200, headers={"date": date}, body=b"", whole=True))
+
+    assert told("Thu, 01 Jan 1970 00:01:00 GMT") == 60.0
+    assert told("Thu, 01 Jan 1970 00:01:00 -0000") == 60.0, "no zone is UTC"
+    assert told("Thu, 01 Jan 1970 01:01:00 +0100") == 60.0
+    assert told("once") is None
 
 
 HEADERS = st.dictionaries(

@@ -110,7 +110,9 @@ def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger() -
 
 def test_what_was_refused_waits_and_takes_nobody_else_s_turn() -> None:
     """Once, a few of them were asked for at each pass, and no other name ever."""
-    refused = replace(entry_of("refused", 0.0), not_before=DAY + 3600.0)
+    refused = replace(
+        entry_of("refused", 0.0), sent=record("a", name="refused"), not_before=DAY + 3600.0
+    )
     entries = [refused, entry_of("other", 1.0)]
     due = to_repost(entries, now=DAY + 5.0, interval_seconds=DAY, pass_seconds=300.0)
     assert due == ["other"]

@@ -6,6 +6,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -30,7 +31,7 @@ from tracker.answers import (
     Unconfirmed,
 )
 from tracker.delivery import GATHER_SECONDS, Delivery
-from tracker.entries import SETTLE_SECONDS, Entry, State
+from tracker.entries import SETTLE_SECONDS, Account, Entry, State, account_of
 from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.images import Digest, Image
 from tracker.inventory import Deployed, Inventory, Judgement
@@ -201,7 +202,12 @@ class Scene:
     """A delivery with everything around it."""
 
     def __init__(
-        self, *, workers: int, ledger: MemoryLedger | None = None, batches: bool = False
+        self,
+        *,
+        workers: int,
+        ledger: MemoryLedger | None = None,
+        batches: bool = False,
+        pace: Pace | None = None,
     ) -> None:
         self.inventory = Inventory(template=TEMPLATE)
         self.ledger = MemoryLedger() if ledger is None else ledger
@@ -209,7 +215,7 @@ class Scene:
         self.absences = SureAbsences()
         self.told = Reports()
         self.counted = Counts()
-        self.pace = unlimited()
+        self.pace = unlimited() if pace is None else pace
         self.judge: Callable[[str, Record | None], Judgement] = self.inventory.judge
         self.delivery = Delivery(
             judge=self.judged,
@@ -1210,3 +1216,150 @@ async def test_what_github_refused_is_not_unfinished_until_it_is_asked_for_again
         assert on.delivery.unfinished == {NAME}
         await asyncio.sleep(60)
         assert on.delivery.unfinished == frozenset()
+
+
+# What is posted again, and what waits for somebody else's answer.
+
+
+class Writes(MemoryLedger):
+    """A ledger of which the next intent fails, or takes a while in which something happens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.failing: str | None = None
+        self.meanwhile: Callable[[], object] | None = None
+
+    async def put(self, *entries: Entry) -> None:
+        """Write entries."""
+        intents = {each.deployment_name for each in entries if each.state is State.SENDING}
+        if self.failing in intents:
+            self.failing = None
+            message = "disk full"
+            raise LedgerWriteError(message)
+        if intents and self.meanwhile is not None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            meanwhile()
+        await super().put(*entries)
+
+
+@asynccontextmanager
+async def standing(ledger: MemoryLedger) -> AsyncIterator[Scene]:
+    """Yield a scene in which one name runs and is acknowledged, and nothing is to be sent."""
+    async with scene(ledger=ledger) as on:
+        on.see(running("a"))
+        await asyncio.sleep(1)
+        on.sender.sent.clear()
+        yield on
+
+
+async def test_what_a_success_made_due_is_due_still_when_it_could_not_be_written() -> None:
+    """Once, it waited for the rest of its hour."""
+    ledger = Writes()
+    async with scene(ledger=ledger, workers=1) as on:
+        on.sender.always = Forbidden(reason="HTTP 403")
+        on.see(running("a", uid="1", app="one"), running("b", uid="2", app="two"))
+        await asyncio.sleep(10)
+        on.sender.always = OK
+        ledger.failing = "shop/web/two"
+        on.see(running("c", uid="3", app="three"))  # its success ends the spell
+        await asyncio.sleep(60)
+        for app in ("one", "two"):
+            assert on.entry(f"shop/web/{app}").acknowledged is not None
+
+
+@pytest.mark.parametrize("trouble", ["full", "limit"])
+async def test_a_repost_whose_intent_came_to_nothing_is_still_to_be_posted(trouble: str) -> None:
+    ledger = Writes()
+    async with standing(ledger) as on:
+        if trouble == "full":
+            ledger.failing = NAME
+        else:
+            limit = Limited(reason="HTTP 429", pause_seconds=5.0)
+            ledger.meanwhile = partial(on.pace.note, limit)
+        on.delivery.repost(NAME)
+        await asyncio.sleep(1)
+        assert on.sender.sent == []
+        assert on.delivery.to_repost == {NAME}
+        await asyncio.sleep(60)
+        assert on.sender.digests == "a"
+        assert not on.delivery.to_repost
+
+
+@pytest.mark.parametrize("answer", [Limited(reason="HTTP 429", pause_seconds=2.0), UNSENT])
+async def test_a_repost_that_was_not_answered_is_posted_again(answer: Answer) -> None:
+    async with standing(MemoryLedger()) as on:
+        on.sender.answers[NAME] = [answer]
+        on.delivery.repost(NAME)
+        await asyncio.sleep(120)
+        assert on.sender.digests == "aa"
+        assert account_of(on.entry()) is Account.ACKNOWLEDGED
+
+
+async def test_a_repost_that_is_refused_waits_for_the_next_one() -> None:
+    async with standing(MemoryLedger()) as on:
+        on.sender.answers[NAME] = [UNKNOWN]
+        on.delivery.repost(NAME)
+        await asyncio.sleep(3600)
+        assert on.sender.digests == "a"
+        assert not on.delivery.to_repost
+
+
+async def test_an_end_that_a_pod_contradicts_while_it_is_written_down_does_not_leave() -> None:
+    ledger = Writes()
+    async with standing(ledger) as on:
+        ledger.meanwhile = lambda: on.see(running("a", uid="uid-2"))
+        on.lose()
+        await asyncio.sleep(600)
+        assert on.sender.sent == []
+        assert on.entry().acknowledged == record("a")
+        assert on.entry().sent is None
+
+
+async def test_of_a_batch_only_what_is_contradicted_stays() -> None:
+    ledger = Writes()
+    async with scene(ledger=ledger, batches=True) as on:
+        for app in ("one", "two"):
+            on.see(running("a", uid=app, app=app))
+        await asyncio.sleep(1)
+        on.sender.sent.clear()
+        ledger.meanwhile = lambda: on.see(running("a", uid="again", app="two"))
+        for app in ("one", "two"):
+            on.lose(app)
+        await asyncio.sleep(600)
+        assert [each.deployment_name for _, each in on.sender.sent] == ["shop/web/one"]
+        assert on.sender.digests == "A"
+
+
+async def test_a_drain_waits_for_what_is_under_way_behind_and_begins_no_more_of_it() -> None:
+    async with scene() as on:
+        on.sender.always = UNKNOWN
+        on.see(running("a"), running("b", uid="uid-2", app="other"))
+        await asyncio.sleep(1)
+        on.sender.seconds = 3.0
+        asked_again = asyncio.Event()
+        on.sender.on_send = lambda _record: asked_again.set()
+        await asked_again.wait()
+        asked = len(on.sender.sent)
+        await on.delivery.drain(20)
+        assert not on.sender.under_way
+        assert on.entry().state is State.NOT_FOUND
+        await asyncio.sleep(3600)
+        assert len(on.sender.sent) == asked
+
+
+async def test_a_batch_that_is_halved_for_long_is_work() -> None:
+    """Once, liveness took it for a queue that nobody works at."""
+    on = Scene(workers=2, batches=True, pace=Pace(rate=2.6, burst=20, chance=lambda: 0.5))
+    on.pace.open()
+    on.sender.whole = lambda _records: BatchRefused(reason="HTTP 422", by_content=True)
+    on.sender.always = Rejected(reason="HTTP 422")
+    on.run = asyncio.create_task(on.delivery.run())
+    for number in range(200):
+        on.see(running("a", uid=f"uid-{number}", app=f"app-{number:03}"))
+    longest = 0.0
+    while on.delivery.backlog:
+        await asyncio.sleep(1)
+        longest = max(longest, waited() - on.delivery.tried_at)
+    await on.cancel()
+    assert len(on.sender.sent) > 1000
+    assert longest < 10

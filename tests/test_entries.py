@@ -29,10 +29,13 @@ from tracker.answers import (
     Unconfirmed,
 )
 from tracker.entries import (
+    GIVE_UP_SECONDS,
     NOT_FOUND_CAP_SECONDS,
     NOT_FOUND_SECONDS,
     SETTLE_SECONDS,
     UNCONFIRMED_SECONDS,
+    Account,
+    Adopt,
     Confirm,
     Defer,
     Drop,
@@ -44,9 +47,9 @@ from tracker.entries import (
     Step,
     Unknown,
     Wait,
+    account_of,
+    amend,
     conclude,
-    defer,
-    drop,
     intend,
     next_step,
 )
@@ -107,7 +110,7 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         pytest.param(deployed(A), None, A, id="never-posted"),
         pytest.param(deployed(A), after((A, OK)), Nothing, id="stands"),
         pytest.param(deployed(B), after((A, OK)), B, id="rollout"),
-        pytest.param(deployed(A), after((A, OK), (B, UNKNOWN)), Nothing, id="rollback-of-unknown"),
+        pytest.param(deployed(A), after((A, OK), (B, UNKNOWN)), Drop, id="rollback-of-unknown"),
         pytest.param(deployed(A), after((A, OK), (B, UNSENT)), Drop, id="rollback-of-unsent"),
         pytest.param(deployed(A), after((A, OK), (B, LOST)), Wait, id="rollback-of-open"),
         pytest.param(deployed(A), after((A, UNKNOWN)), Wait, id="unknown-waits"),
@@ -131,7 +134,7 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         # Once, these were sent when nothing ran any more, after the rollback of what they were for.
         pytest.param(deployed(A), after((A, OK), (B, LIMITED)), Drop, id="rolled-back-in-a-limit"),
         pytest.param(deployed(A), after((A, OK), (B, LOST)), Wait, id="rolled-back-and-open"),
-        pytest.param(deployed(A), after((A, OK), (B, REFUSED)), Nothing, id="rolled-back-refused"),
+        pytest.param(deployed(A), after((A, OK), (B, REFUSED)), Drop, id="rolled-back-refused"),
         pytest.param(deployed(A), after((A, OK), (GONE_A, LIMITED)), Drop, id="back-in-a-limit"),
         pytest.param(IDLE, after((A, OK), (GONE_A, LIMITED)), Drop, id="idle-again-in-a-limit"),
         pytest.param(IDLE, after((A, OK), (B, UNKNOWN)), Nothing, id="idle-and-not-known"),
@@ -199,10 +202,65 @@ def test_nothing_is_decommissioned_without_a_confirmation(
 
 
 def test_what_is_dropped_leaves_what_is_acknowledged_and_nothing_to_do() -> None:
-    entry = drop(after((A, OK), (B, UNSENT)))
+    entry = amend(after((A, OK), (B, UNSENT)), Drop())
     assert entry == replace(after((A, OK)), acknowledged_at=entry.acknowledged_at)
     for judgement in (deployed(A), IDLE):
         assert step(judgement, entry, now=1e9) == Nothing()
+
+
+def test_what_was_refused_and_is_wanted_no_more_is_at_rest_and_asked_for_no_sooner() -> None:
+    """Once, the name counted as refused for as long as the rollback stood."""
+    refused = after((A, OK), (B, UNKNOWN))
+    entry = amend(refused, Drop())
+    assert account_of(entry) is Account.ACKNOWLEDGED
+    assert step(deployed(A), entry) == Nothing()
+    assert step(deployed(C), entry) == sending(C), "what is new goes at once"
+    assert refused.not_before is not None
+    assert step(deployed(B), entry) == Wait(until=refused.not_before)
+    again = step(deployed(B), entry, now=refused.not_before)
+    assert again == sending(B)
+    assert intend(entry, sending(B)).attempts == 2
+    assert step(deployed(B, displaced=True), entry) == sending(GONE_A), "nothing runs what stands"
+
+
+def test_what_was_refused_is_at_rest_when_its_workload_is_gone() -> None:
+    entry = after((A, OK), (B, UNKNOWN), (GONE_A, OK))
+    entry = conclude(intend(entry, sending(B)), UNKNOWN, now=0.0, chance=CHANCE)
+    assert isinstance(step(deployed(B, displaced=True), entry), Wait), "it runs: it is asked again"
+    assert step(Absent(), entry) == Drop()
+    assert step(Absent(), amend(entry, Drop()), now=1e9) == Nothing()
+
+
+def test_a_name_goes_to_the_workload_that_took_it_over_without_a_post() -> None:
+    """Once, the workload that was asked for later, whether it keeps the name, was the old one."""
+    entry = after((A, OK))
+    taken_over = replace(deployed(A), workload=workload("web", kind="StatefulSet"), container="web")
+    found = step(taken_over, entry)
+    assert found == Adopt(workload=taken_over.workload, container="web")
+    adopted = amend(entry, found)
+    assert adopted == replace(entry, workload=taken_over.workload, container="web")
+    assert step(taken_over, adopted) == Nothing()
+    gone = step(Absent(), adopted, confirmed=False)
+    assert gone == Confirm(workload=taken_over.workload, absent=True)
+
+
+def test_nothing_but_what_takes_no_send_can_be_amended() -> None:
+    with pytest.raises(ValueError, match="no entry"):
+        amend(None, Drop())
+
+
+def test_a_settling_post_of_what_github_knows_no_more_comes_to_an_end() -> None:
+    entry = after((A, LOST), (GONE_A, OK))
+    now, posts = 0.0, 0
+    while not isinstance(found := step(Absent(), entry, now=now), Forget):
+        if isinstance(found, Wait):
+            now = found.until
+            continue
+        assert isinstance(found, Send)
+        posts += 1
+        entry = conclude(intend(entry, found), UNKNOWN, now=now, chance=CHANCE)
+    assert GIVE_UP_SECONDS <= now < 2 * GIVE_UP_SECONDS
+    assert posts < 200
 
 
 def test_a_state_after_an_open_one_is_posted_once_more_two_minutes_later() -> None:
@@ -301,7 +359,7 @@ def of_unknown(judgement: Judgement, entry: Entry | None, now: float = 0.0) -> S
 def test_a_name_of_an_unknown_digest_does_not_ask() -> None:
     step = of_unknown(deployed(A), None)
     assert step == Defer(send=sending(A), unknown=FOUND_LATER)
-    entry = defer(None, step)
+    entry = amend(None, step)
     assert (entry.state, entry.sent, entry.attempts) == (State.NOT_FOUND, A, 3)
     assert (entry.not_before, entry.reason) == (500.0, "HTTP 404")
     assert of_unknown(deployed(A), entry) == Wait(until=500.0)
@@ -313,7 +371,7 @@ def test_a_name_of_an_unknown_digest_does_not_ask() -> None:
 def test_an_unknown_digest_displaces_what_stood() -> None:
     step = of_unknown(deployed(A, displaced=True), after((B, OK)))
     assert isinstance(step, Defer)
-    entry = defer(after((B, OK)), step)
+    entry = amend(after((B, OK)), step)
     assert entry.acknowledged == B
     assert of_unknown(deployed(A, displaced=True), entry) == sending(GONE_B)
 
@@ -322,7 +380,7 @@ def test_what_is_in_doubt_stays_so_when_its_successor_is_unknown() -> None:
     entry = after((B, LOST))
     step = of_unknown(deployed(A), entry, now=100.0)
     assert isinstance(step, Defer)
-    assert defer(entry, step).in_doubt == B
+    assert amend(entry, step).in_doubt == B
 
 
 def test_a_decommission_is_asked_for_whatever_is_known_of_its_digest() -> None:
@@ -559,9 +617,8 @@ class OneName(RuleBasedStateMachine):
                 self.confirmed = False
             case Wait(until=until):
                 assert until > self.now
-            case Drop():
-                assert self.entry is not None
-                self.entry = drop(self.entry)
+            case Drop() | Adopt():
+                self.entry = amend(self.entry, found)
             case Defer():
                 raise AssertionError("nobody else asked for a digest")
         return found

@@ -114,6 +114,15 @@ def test_a_finished_job_stands_until_its_pod_goes(owner: object, phase: str) -> 
     assert inventory.judge(name, record()) == Absent()
 
 
+def test_a_job_that_waits_to_start_again_does_not_speak_before_it_runs() -> None:
+    """Its container ran before, or its image is there already: the pod does not run."""
+    pods = [
+        pod("1", owner=JOB, phase="Running", containers=[container(letter="a")]),
+        pod("2", owner=JOB, age=5, phase="Pending", containers=[container(letter="b")]),
+    ]
+    assert judged(pods, "shop/import/app") == "a"
+
+
 def test_a_job_that_runs_now_beats_the_finished_run_before() -> None:
     pods = [
         pod("2", owner=CRONJOB, age=5, containers=[container(letter="b")]),
@@ -184,11 +193,26 @@ def test_a_pod_that_may_have_gone_unseen_does_not_speak_for_its_name() -> None:
     inventory.doubt()
     assert inventory.judge(NAME, record("a")) == Held(displaced=False)
     inventory.observe(running("b", "new", age=2))
-    assert isinstance(inventory.judge(NAME, record("a")), Deployed)
+    assert inventory.judge(NAME, record("a")) == Held(displaced=False)
     inventory.remove("new")
     assert inventory.judge(NAME, record("b")) == Held(displaced=False)
     assert inventory.remove("old") == {NAME}  # a reconcile showed that it has gone
     assert inventory.judge(NAME, record("b")) == Absent()
+
+
+def test_a_list_that_is_half_read_does_not_bring_back_the_older_half_of_a_rollout() -> None:
+    """Once, the first successor that a page brought spoke at once, whatever the next one held."""
+    inventory = inventory_of([running("a", "old-1", age=1), running("b", "old-2", age=2)])
+    inventory.doubt()  # in the gap both were replaced
+    inventory.observe(running("a", "new-1", age=8))
+    assert inventory.judge(NAME, record("b")) == Held(displaced=False)
+    inventory.observe(running("b", "new-2", age=9))
+    assert inventory.judge(NAME, record("b")) == Held(displaced=False)
+    for uid in ("old-1", "old-2"):
+        inventory.remove(uid)  # a reconcile showed that they have gone
+    judgement = inventory.judge(NAME, record("b"))
+    assert isinstance(judgement, Deployed)
+    assert judgement.record == record("b")
 
 
 def test_a_pod_that_is_seen_again_speaks_again_and_its_names_are_looked_at() -> None:

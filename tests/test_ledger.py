@@ -380,20 +380,16 @@ async def test_a_copy_begins_with_what_another_held_on_the_clock_of_its_own(
     async with SqliteLedger(path=path, identity=IDENTITY, wall=wall) as ledger:
         await ledger.adopt_cluster("this")
         await ledger.put(waiting, entry(2, acknowledged=record(2), acknowledged_at=now - 50))
+        await ledger.set_pause_until(now + 600)
     reading = read_ledger(path, IDENTITY, wall=wall)
-    copy = MemoryLedger.copied(
-        reading.entries,
-        written_at=reading.written_at,
-        others=reading.others,
-        fingerprint=reading.fingerprint,
-        wall=wall,
-    )
+    copy = MemoryLedger.copied(reading, wall=wall)
     assert {each.deployment_name for each in copy.entries()} == {
         each.deployment_name for each in reading.entries
     }
     found = copy.get(waiting.deployment_name)
     assert found is not None
     assert found.not_before == pytest.approx(now + 100, abs=1)
+    assert copy.pause_until == pytest.approx(now + 600, abs=1)
     assert not await copy.seen_cluster("another")
     assert await copy.seen_cluster("this")
     before = sums(path.parent)

@@ -34,8 +34,8 @@ from tracker.errors import (
     LedgerUnusableError,
 )
 from tracker.ledger import SqliteLedger
-from tracker.ledger_reader import LedgerReading, read_ledger
-from tracker.ledger_schema import VERSION
+from tracker.ledger_reader import read_ledger
+from tracker.ledger_schema import VERSION, LedgerReading
 
 PAGE = 4096
 

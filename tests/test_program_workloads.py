@@ -87,6 +87,14 @@ def asked(world: World, *verbs: str) -> list[tuple[str, str, str]]:
     ]
 
 
+async def _came_and_went(world: World, name: str) -> None:
+    """Let a workload come and go: when it is decommissioned, what was due before was looked at."""
+    world.run(name)
+    await world.told(name)
+    world.end(name)
+    await world.told(name, status="decommissioned")
+
+
 # What keeps a name.
 
 
@@ -134,6 +142,27 @@ async def test_what_is_deleted_after_it_was_scaled_to_zero_is_found_by_reconcile
         await world.told("web", status="decommissioned")
         assert await program.stopped() == 0
     assert told(world, "web") == ["deployed", "decommissioned"]
+
+
+async def test_a_name_is_kept_by_the_workload_that_took_it_over_with_the_same_image(
+    world: World,
+) -> None:
+    """Once, the workload that it was posted for was asked for, which is gone."""
+    put(world, "web")
+    world.run("web")
+    async with world.program(WORKLOADS="true") as program:
+        await world.told("web")
+        took_over = put(world, "web", "StatefulSet")
+        world.cluster.create(pod("web", number=1, ownerReferences=controlled_by(took_over)))
+        world.cluster.delete("deployments", "shop", "web")
+        world.end("web")
+        await _came_and_went(world, "one")
+        world.end("web", number=1)
+        await _came_and_went(world, "two")
+        assert await program.stopped() == 0
+    assert told(world, "web") == ["deployed"]
+    assert row(world, "web").status == "deployed"
+    world.judge(converged=False)  # the cluster's log knows of pods alone
 
 
 @pytest.mark.fault("P3")

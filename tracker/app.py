@@ -706,13 +706,7 @@ def copy_ledger(settings: Settings) -> MemoryLedger:
     """
     if settings.ledger_path is None or not settings.ledger_path.exists():
         return MemoryLedger()
-    reading = read_ledger(settings.ledger_path, settings.identity)
-    return MemoryLedger.copied(
-        reading.entries,
-        written_at=reading.written_at,
-        others=reading.others,
-        fingerprint=reading.fingerprint,
-    )
+    return MemoryLedger.copied(read_ledger(settings.ledger_path, settings.identity))
 
 
 def make_pace(settings: Settings, ledger: Ledger, *, dry_run: bool = False) -> Pace:

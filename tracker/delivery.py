@@ -43,6 +43,7 @@ from tracker.batches import SINGLES_SECONDS, Batching, Part, Said, follow, said_
 from tracker.entries import (
     NOT_FOUND_SECONDS,
     Account,
+    Adopt,
     Confirm,
     Defer,
     Drop,
@@ -54,9 +55,8 @@ from tracker.entries import (
     Step,
     Wait,
     account_of,
+    amend,
     conclude,
-    defer,
-    drop,
     intend,
     is_asked_again,
     next_step,
@@ -65,7 +65,7 @@ from tracker.errors import LedgerWriteError, TrackerError
 from tracker.images import Digest
 from tracker.inventory import Judgement
 from tracker.pacing import Pace
-from tracker.records import Record
+from tracker.records import Record, Status
 from tracker.refusals import Refusals, known_digests
 from tracker.workloads import Workload
 
@@ -77,7 +77,7 @@ MAX_BATCH_BYTES = 512 * 1024
 RESERVED_BYTES = 16 * 1024
 """What is left of a batch's size for the record that is over it and for what surrounds them."""
 DRAIN_LOOK_SECONDS = 0.1
-"""How often a drain looks whether a pause has begun that it can't outlast."""
+"""How often a drain looks whether all is sent, or a pause has begun that it can't outlast."""
 LEDGER_RETRY_SECONDS = 5.0
 """How long a name rests whose entry could not be written."""
 BROKEN_NAME_SECONDS = 60.0
@@ -164,6 +164,13 @@ class Meter(Protocol):
         ...
 
 
+_UNANSWERED = BatchRefused | BatchUnclear | Failed | Limited | Unauthorized
+"""What says nothing of a record by itself: what was to be posted again still is."""
+
+_Work = Send | Defer | Drop | Adopt | Forget
+"""What a worker has to wait for, if only for the ledger."""
+
+
 class _Unmetered:
     """Counts nothing."""
 
@@ -231,6 +238,7 @@ class Delivery:
         # What goes behind, in its order, and what is posted again though it is acknowledged.
         self._behind: dict[str, None] = {}
         self._is_behind = asyncio.Event()
+        self._draining = False
         self._reposts: set[str] = set()
         # What waits for something that may come about for many names at once.
         self._refusals = Refusals(ledger.entries())
@@ -303,6 +311,7 @@ class Delivery:
         That counts the names that were not acknowledged, those that wait to be asked again
         included. A pause that outlasts the time is not waited for.
         """
+        self._draining = True
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_seconds
         with suppress(TimeoutError):
@@ -314,18 +323,20 @@ class Delivery:
                     await asyncio.sleep(due - loop.time())
                     # The timer that is due puts its name into the queue in this turn of the loop.
                     await asyncio.sleep(0)
-        names = self._queued | self._busy | self._timers.keys()
+        names = self._queued | self._busy | self._timers.keys() | self._behind.keys()
         return sum(1 for name in names if self._is_unsent(name))
 
     async def _idle(self, deadline: float) -> bool:
-        """Wait until nothing is queued; return False as soon as a pause outlasts the deadline."""
-        idle = asyncio.create_task(self._queue.join(), name="drain")
-        try:
-            while not idle.done() and self._pace.not_before < deadline:
-                await asyncio.wait({idle}, timeout=DRAIN_LOOK_SECONDS)
-            return idle.done() and self._pace.not_before < deadline
-        finally:
-            idle.cancel()
+        """
+        Wait until nothing is queued or with a worker.
+
+        Return False as soon as a pause outlasts the deadline.
+        """
+        while self._pace.not_before < deadline:
+            if not self.backlog:
+                return True
+            await asyncio.sleep(DRAIN_LOOK_SECONDS)
+        return False
 
     def _is_unsent(self, name: str) -> bool:
         """Tell whether a name is to be sent, now or when a failure's wait is over."""
@@ -349,7 +360,6 @@ class Delivery:
             finally:
                 for name in names:
                     self._release(name)
-                    self._queue.task_done()
 
     async def _work_behind(self) -> None:
         while True:
@@ -358,6 +368,8 @@ class Delivery:
             if self._batching.permits(asyncio.get_running_loop().time()):
                 # What was refused together is due together, and reposts come in a heap.
                 await asyncio.sleep(GATHER_SECONDS)
+            if self._draining:
+                return  # what was refused, or is only sent to be sure, is for the next start
             names, others = self._take_behind()
             try:
                 await self._deliver(names, behind=True)
@@ -394,7 +406,6 @@ class Delivery:
             step = self._look(name, behind=False)
             if step is None:
                 self._release(name)
-                self._queue.task_done()
             else:
                 names.append(name)
                 size += _size(step)
@@ -463,7 +474,13 @@ class Delivery:
             judgement, entry, absence_confirmed=confirmed, now=now, unknown=self._refusals.unknown
         )
 
-    def _look(self, name: str, *, behind: bool) -> Send | Defer | Drop | Forget | None:
+    def _next_step_or_repost(self, name: str, entry: Entry | None) -> Step:
+        step = self._next_step(name, entry)
+        if isinstance(step, Nothing) and name in self._reposts:
+            return _repost(entry, asyncio.get_running_loop().time()) or step
+        return step
+
+    def _look(self, name: str, *, behind: bool) -> _Work | None:
         """
         Return what a worker is to do about a name; do it if it takes no time, and return None.
 
@@ -471,15 +488,13 @@ class Delivery:
         """
         try:
             entry = self._ledger.get(name)
-            step = self._next_step(name, entry)
-            if isinstance(step, Nothing) and name in self._reposts:
-                step = _repost(entry) or step
+            step = self._next_step_or_repost(name, entry)
             match step:
                 case Send(record=record) if not behind and self._goes_behind(name, entry, record):
                     self._since.pop(name, None)  # what was refused, or is only sent to be sure
                     self._behind[name] = None
                     self._is_behind.set()
-                case Send() | Defer() | Drop() | Forget():
+                case Send() | Defer() | Drop() | Adopt() | Forget():
                     return step
                 case Wait(until=until):
                     self._look_again(name, until)
@@ -552,14 +567,19 @@ class Delivery:
     async def _post(self, part: Part, *, behind: bool) -> list[Part]:
         """Send what is to be sent of a part; return what is to follow, the last one first."""
         async with self._pace.turn(behind=behind):
+            self._tried_at = asyncio.get_running_loop().time()  # what is halved is not taken anew
             planned = await self._plan(part.names, behind=behind)
             if not planned:
                 return []
             intended = [self._intend(each) for each in planned]
             await self._ledger.put(*intended)
-            if not self._pace.permits:
-                # A limit came while the intent was written. Nothing has left: nothing is open.
-                await self._undo(planned)
+            # Nothing has left yet. A limit may have come while the intents were written, or a pod.
+            stale = [each for each in planned if not self._pace.permits or self._is_stale(each)]
+            if stale:
+                await self._undo(stale)
+                names = {each.send.record.deployment_name for each in stale}
+                intended = [each for each in intended if each.deployment_name not in names]
+            if not intended:
                 return []
             records = [each.sent for each in intended if each.sent is not None]
             if len(records) == 1:
@@ -570,8 +590,7 @@ class Delivery:
     async def _plan(self, names: Sequence[str], *, behind: bool) -> list[_Planned]:
         """Look at names once more, now that they can be sent; do all else that is to be done."""
         planned: list[_Planned] = []
-        deferred: list[Entry] = []
-        dropped: list[Entry] = []
+        amended: list[tuple[Defer | Drop | Adopt, Entry]] = []
         forgotten: list[str] = []
         for count, name in enumerate(names, start=1):
             if count % BREATH == 0:
@@ -579,38 +598,27 @@ class Delivery:
             match self._look(name, behind=behind):
                 case Send() as send:
                     planned.append(_Planned(entry=self._ledger.get(name), send=send))
-                case Defer() as step:
-                    deferred.append(defer(self._ledger.get(name), step))
-                case Drop():
-                    if (entry := self._ledger.get(name)) is not None:
-                        dropped.append(drop(entry))
+                case (Defer() | Drop() | Adopt()) as step:
+                    amended.append((step, amend(self._ledger.get(name), step)))
                 case Forget():
                     forgotten.append(name)
                 case None:
                     pass
-        await self._defer(deferred)
-        await self._drop(dropped)
+        await self._amend(amended)
         await self._forget(forgotten)
         return planned
 
-    async def _defer(self, entries: Sequence[Entry]) -> None:
-        """Write down that these wait for what is answered for their digests."""
-        if not entries:
+    async def _amend(self, amended: Sequence[tuple[Defer | Drop | Adopt, Entry]]) -> None:
+        """Write down what changes without a send."""
+        if not amended:
             return
-        await self._ledger.put(*entries)
-        for entry in entries:
+        await self._ledger.put(*(entry for _, entry in amended))
+        for step, entry in amended:
             self.touch(entry.deployment_name)
-            if entry.sent is not None:
+            if not isinstance(step, Defer):
+                self._refusals.rest(entry.deployment_name)
+            elif entry.sent is not None:  # it waits for what is answered for its digest
                 self._reporter.failed(entry.sent, entry.reason)
-
-    async def _drop(self, entries: Sequence[Entry]) -> None:
-        """Write down that what was sent of these is not to be told any more."""
-        if not entries:
-            return
-        await self._ledger.put(*entries)
-        for entry in entries:
-            self._refusals.rest(entry.deployment_name)
-            self.touch(entry.deployment_name)
 
     async def _forget(self, names: Sequence[str]) -> None:
         """Forget names that GitHub never heard of and no pod holds."""
@@ -625,9 +633,15 @@ class Delivery:
 
     def _intend(self, planned: _Planned) -> Entry:
         name = planned.send.record.deployment_name
-        self._reposts.discard(name)
         self.touch(name)  # whatever comes of it is looked at
         return self._refusals.intend(intend(planned.entry, planned.send))
+
+    def _is_stale(self, planned: _Planned) -> bool:
+        """Tell whether a decommission that was planned is one no more: what it ends runs again."""
+        record = planned.send.record
+        if record.status is not Status.DECOMMISSIONED:
+            return False  # it was true a moment ago, and what is true now follows it
+        return self._next_step_or_repost(record.deployment_name, planned.entry) != planned.send
 
     async def _undo(self, planned: Iterable[_Planned]) -> None:
         """Have the ledger say what it said before the intents."""
@@ -699,6 +713,8 @@ class Delivery:
         unknown = any(isinstance(answer, NotFound) for answer in each)
         known = known_digests(self._ledger.entries()) if unknown else frozenset()
         for entry, after, answer in zip(intended, concluded, each, strict=True):
+            if not isinstance(answer, _UNANSWERED):
+                self._reposts.discard(entry.deployment_name)
             others = self._refusals.learn(
                 entry, after, answer, now=now, paused_until=self._pace.not_before, known=known
             )
@@ -759,13 +775,15 @@ class Delivery:
         self._plan_probe()  # whether or not there is anything to be sent of that name
 
 
-def _repost(entry: Entry | None) -> Send | None:
+def _repost(entry: Entry | None, now: float) -> Send | Wait | None:
     """Return the post of what is acknowledged, unless something newer may have landed."""
     if entry is None or entry.acknowledged is None or entry.in_doubt is not None:
         return None
+    if entry.sent is not None and entry.not_before is not None and now < entry.not_before:
+        return Wait(until=entry.not_before)  # an earlier one failed, or was refused
     return Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
 
 
-def _size(step: Send | Defer | Drop | Forget) -> int:
+def _size(step: _Work) -> int:
     """Return the bytes, about, that a step adds to a batch."""
     return len(json.dumps(step.record.fields())) if isinstance(step, Send) else 0

@@ -13,7 +13,7 @@ and it may land late, after a newer one. So a state that follows an open one of 
 posted once more, two minutes after it was acknowledged.
 
 A digest that GitHub does not know is *unknown* for every name that runs it: one name asks for all
-of them, and the others are written down as if they had asked (`defer`).
+of them, and the others are written down as if they had asked (`amend`).
 
 Times are seconds of whatever clock the caller uses, as long as it is the same one everywhere.
 """
@@ -46,6 +46,7 @@ from tracker.workloads import Workload
 
 __all__ = [
     "Account",
+    "Adopt",
     "Confirm",
     "Defer",
     "Drop",
@@ -58,9 +59,8 @@ __all__ = [
     "Unknown",
     "Wait",
     "account_of",
+    "amend",
     "conclude",
-    "defer",
-    "drop",
     "intend",
     "is_asked_again",
     "next_step",
@@ -112,6 +112,7 @@ class Entry:
     is when the acknowledged record is posted again because an open one may have come after it.
     `refused` is the record that GitHub refused before it was sent `sent`: two refused ones take
     turns (a new image and the decommission of the old one), and neither may come back at once.
+    Without a `sent`, `attempts` and `not_before` are of `refused`.
     """
 
     deployment_name: str
@@ -200,7 +201,23 @@ class Defer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """What was sent last surely had no effect, and is not to be told any more: write that down."""
+    """
+    What was sent last surely had no effect, and is not to be told any more: write that down.
+
+    When GitHub refused it, it is still `refused`, and waits as long as before if it comes back.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adopt:
+    """
+    GitHub holds what should stand, and the name is another workload's now: write that down.
+
+    Whether that workload is there decides, later, whether the name is kept without pods.
+    """
+
+    workload: Workload
+    container: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -256,7 +273,7 @@ def account_of(entry: Entry) -> Account:
             return Account.PENDING
 
 
-Step = Send | Defer | Drop | Wait | Confirm | Forget | Nothing
+Step = Send | Defer | Drop | Adopt | Wait | Confirm | Forget | Nothing
 
 _NONE_UNKNOWN: Final[Mapping[Digest, Unknown]] = MappingProxyType({})
 
@@ -333,7 +350,28 @@ def intend(entry: Entry | None, send: Send) -> Entry:
     )
 
 
-def defer(entry: Entry | None, step: Defer) -> Entry:
+def amend(entry: Entry | None, step: Defer | Drop | Adopt) -> Entry:
+    """
+    Return the entry after a step that takes no send.
+
+    Raises ValueError for a name without an entry, unless it is to be deferred.
+    """
+    if isinstance(step, Defer):
+        return _deferred(entry, step)
+    if entry is None:
+        message = f"there is no entry for {step}"
+        raise ValueError(message)
+    if isinstance(step, Adopt):
+        return replace(entry, workload=step.workload, container=step.container)
+    if entry.state in _REFUSED:
+        # It may be wanted again, and is to be asked for no sooner then.
+        return replace(entry, sent=None, state=State.CLEAN, reason="", refused=entry.sent)
+    return replace(
+        entry, sent=None, state=State.CLEAN, reason="", attempts=0, not_before=None, refused=None
+    )
+
+
+def _deferred(entry: Entry | None, step: Defer) -> Entry:
     """Return the entry as if its record had been sent and its digest not been found."""
     unknown = step.unknown
     return replace(
@@ -342,13 +380,6 @@ def defer(entry: Entry | None, step: Defer) -> Entry:
         reason=unknown.reason,
         attempts=unknown.attempts,
         not_before=unknown.due,
-    )
-
-
-def drop(entry: Entry) -> Entry:
-    """Return the entry without what was sent last, which surely had no effect."""
-    return replace(
-        entry, sent=None, state=State.CLEAN, reason="", attempts=0, not_before=None, refused=None
     )
 
 
@@ -465,8 +496,7 @@ def _step_deployed(
     if entry is None:
         return send
     if entry.acknowledged == judgement.record and entry.in_doubt is None:
-        # Once, a record that a limit held up was sent after the rollback of what it stood for.
-        return Drop() if _is_unsent(entry) else _settle(entry, now, displaced=False)
+        return _step_standing(judgement, entry, now)
     last_refused = entry.sent if entry.state in _REFUSED else entry.refused
     if last_refused == judgement.record and judgement.displaced and entry.may_stand:
         # The new image can't be recorded and the old one runs nowhere: at least say that.
@@ -481,6 +511,16 @@ def _step_deployed(
             return Wait(until=min(one, other))
         case _:
             return step
+
+
+def _step_standing(judgement: Deployed, entry: Entry, now: float) -> Step:
+    """Return what is to do where GitHub acknowledged what should stand, and nothing is in doubt."""
+    if _is_unsent(entry) or _is_refused(entry):
+        # Once, a record that a limit held up was sent after the rollback of what it stood for.
+        return Drop()
+    if (entry.workload, entry.container) != (judgement.workload, judgement.container):
+        return Adopt(workload=judgement.workload, container=judgement.container)
+    return _settle(entry, now, displaced=False)
 
 
 def _step_held(judgement: Held, entry: Entry | None, now: float, *, confirmed: bool) -> Step:
@@ -502,11 +542,13 @@ def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> St
     if entry.held is None:
         return Forget()
     record = entry.held.decommissioned()
-    if entry.acknowledged == record and entry.in_doubt is None:
-        return Drop() if _is_unsent(entry) else _settle(entry, now, displaced=True)
     if is_asked_again(entry, record) and _not_found_seconds(entry) >= GIVE_UP_SECONDS:
         # For a month GitHub knew no such artifact: there is nothing it could take back.
         return Forget()
+    if entry.acknowledged == record and entry.in_doubt is None:
+        # What was refused is wanted no more, unless it is what runs.
+        left = _is_unsent(entry) or (absent and _is_refused(entry))
+        return Drop() if left else _settle(entry, now, displaced=True)
     if not confirmed:
         return Confirm(workload=entry.workload, absent=absent)
     return _unless_waiting(entry, _again(entry, record), now)
@@ -521,7 +563,8 @@ def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
     """
     if entry.not_before is None or now >= entry.not_before:
         return send
-    if entry.state in _REFUSED and send.record not in {entry.sent, entry.refused}:
+    refused = {entry.sent, entry.refused}
+    if (entry.state in _REFUSED or entry.sent is None) and send.record not in refused:
         return send
     return Wait(until=entry.not_before)
 
@@ -547,6 +590,11 @@ def _settle(entry: Entry, now: float, *, displaced: bool) -> Step:
 def _is_unsent(entry: Entry) -> bool:
     """Tell whether something new was sent last, surely had no effect, and was not refused."""
     return entry.state is State.CLEAN and entry.sent not in {None, entry.acknowledged}
+
+
+def _is_refused(entry: Entry) -> bool:
+    """Tell whether something new was sent last and refused."""
+    return entry.state in _REFUSED and entry.sent != entry.acknowledged
 
 
 def _again(entry: Entry, record: Record) -> Send:

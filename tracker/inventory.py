@@ -199,8 +199,9 @@ class Inventory:
         if newest is None:
             # Nothing is known to run under the name: pods wait to start, or their node is lost.
             return Held(displaced=False, idle=True)
-        if newest.pod.uid in self._doubtful:
-            # It may have gone while nobody watched, and what it ran may be older than what stands.
+        if any(claim.pod.uid in self._doubtful for claim in claims):
+            # One of them may have gone while nobody watched, and its successor be on a later page
+            # of a list that is under way: what is seen so far may be older than what stands.
             return Held(displaced=False)
         image = newest.container.image
         if not isinstance(image, Image):

@@ -36,11 +36,13 @@ from tracker.ledger_file import OpenFile, explain, open_file
 from tracker.ledger_schema import (
     DELETE_ENTRY,
     DELETE_OLD_ENTRY,
+    MAX_PAUSE_SECONDS,
     UPDATE_FINGERPRINT,
     UPSERT_ENTRY,
     UPSERT_PAUSE,
     Contents,
     Identity,
+    LedgerReading,
     Moment,
     Value,
     entry_row,
@@ -130,33 +132,26 @@ class MemoryLedger(_Mirror):
         self._wall = wall
 
     @classmethod
-    def copied(
-        cls,
-        entries: Iterable[Entry],
-        *,
-        written_at: Mapping[str, float],
-        others: Mapping[Identity, int],
-        fingerprint: str | None,
-        wall: Callable[[], float] = time.time,
-    ) -> Self:
+    def copied(cls, reading: LedgerReading, *, wall: Callable[[], float] = time.time) -> Self:
         """
         Return a ledger that begins with what another one held when it was read.
 
-        Times in the entries are wall times (`tracker.ledger_reader`). What it is of, it forgets
-        like the rest: nothing of it is written anywhere.
+        What it is of, it forgets like the rest: nothing of it is written anywhere.
         """
         ledger = cls(wall=wall)
         now = Moment(loop=asyncio.get_running_loop().time(), wall=wall())
-        for entry in entries:
+        for entry in reading.entries:
             moved = replace(
                 entry,
                 acknowledged_at=now.to_loop(entry.acknowledged_at),
                 not_before=now.to_loop(entry.not_before),
                 settle_at=now.to_loop(entry.settle_at),
             )
-            ledger._keep(reopen(moved, now=now.loop), written_at[entry.deployment_name])
-        ledger._others = others
-        ledger._fingerprint = fingerprint
+            ledger._keep(reopen(moved, now=now.loop), reading.written_at[entry.deployment_name])
+        ledger._others = reading.others
+        ledger._fingerprint = reading.fingerprint
+        if reading.pause_until:
+            ledger._pause_until = now.to_loop(reading.pause_until, most=MAX_PAUSE_SECONDS) or 0.0
         return ledger
 
     async def __aenter__(self) -> Self:

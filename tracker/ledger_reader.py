@@ -22,19 +22,24 @@ import sqlite3
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-from tracker.entries import Entry
 from tracker.errors import LedgerLockedError, LedgerMissingError, LedgerUnusableError
 from tracker.ledger_file import check_version, explain
-from tracker.ledger_schema import Contents, Identity, Moment, migrate, read_contents
+from tracker.ledger_schema import (
+    Contents,
+    Identity,
+    LedgerReading,
+    Moment,
+    migrate,
+    read_contents,
+)
 
-__all__ = ["LedgerReading", "read_ledger"]
+__all__ = ["read_ledger"]
 
 PATIENCE_SECONDS: Final = 2.0
 """How long a file that somebody works at is waited for."""
@@ -54,25 +59,6 @@ _MAY_PASS: Final = {
 
 class _ChangedError(Exception):
     """An owner came or went while the file was read; the text says what was met."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerReading:
-    """
-    What a ledger held for one identity when it was read.
-
-    Times in the entries, and `pause_until` (0 for none), are wall-clock seconds since the epoch;
-    so is `written_at`, by deployment name. `others` counts the entries of other identities.
-    `fingerprint` is that of the cluster the entries are of, None before one was seen. `owned`
-    tells whether a process had the ledger.
-    """
-
-    entries: tuple[Entry, ...]
-    written_at: Mapping[str, float]
-    others: Mapping[Identity, int]
-    fingerprint: str | None
-    pause_until: float
-    owned: bool
 
 
 def read_ledger(

@@ -12,7 +12,7 @@ are wall-clock seconds since the epoch. `Moment` converts them at this border an
 
 import json
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tracker.entries import Entry, State
@@ -25,6 +25,7 @@ __all__ = [
     "DELETE_ENTRY",
     "DELETE_OLD_ENTRY",
     "MAX_AHEAD_SECONDS",
+    "MAX_PAUSE_SECONDS",
     "MIGRATIONS",
     "UPDATE_FINGERPRINT",
     "UPSERT_ENTRY",
@@ -32,6 +33,7 @@ __all__ = [
     "VERSION",
     "Contents",
     "Identity",
+    "LedgerReading",
     "Moment",
     "Value",
     "entry_row",
@@ -188,6 +190,25 @@ class Contents:
     others: dict[Identity, int]
     fingerprint: str | None
     pause_until: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerReading:
+    """
+    What a ledger held for one identity when it was read.
+
+    Times in the entries, and `pause_until` (0 for none), are wall-clock seconds since the epoch;
+    so is `written_at`, by deployment name. `others` counts the entries of other identities.
+    `fingerprint` is that of the cluster the entries are of, None before one was seen. `owned`
+    tells whether a process had the ledger.
+    """
+
+    entries: tuple[Entry, ...]
+    written_at: Mapping[str, float]
+    others: Mapping[Identity, int]
+    fingerprint: str | None
+    pause_until: float
+    owned: bool
 
 
 def migrate(

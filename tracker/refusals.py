@@ -182,7 +182,6 @@ class Refusals:
 
     def intend(self, entry: Entry) -> Entry:
         """Return an intent with the attempts of all names that asked for its digest."""
-        self._due.discard(entry.deployment_name)
         if entry.sent is None or not self.is_unknown(entry.sent):
             return entry
         return replace(entry, attempts=self.unknown[entry.sent.digest].attempts + 1)
@@ -217,6 +216,8 @@ class Refusals:
         """
         record, name = entry.sent, entry.deployment_name
         self._failed.discard(name)
+        # Not before: an intent that was not written, or was undone, has not asked.
+        self._due.discard(name)
         if isinstance(said, Failed):
             self._failed.add(name)
         match said:

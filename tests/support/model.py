@@ -19,7 +19,19 @@ from tracker.answers import Acknowledged, Failed, Limited, Unauthorized
 from tracker.batches import Said
 from tracker.catalog import KINDS, Catalog, Known
 from tracker.drift import Listed
-from tracker.entries import Confirm, Defer, Drop, Entry, Forget, Nothing, Send, State, Step, Wait
+from tracker.entries import (
+    Adopt,
+    Confirm,
+    Defer,
+    Drop,
+    Entry,
+    Forget,
+    Nothing,
+    Send,
+    State,
+    Step,
+    Wait,
+)
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.judging import is_kept
 from tracker.ledger_schema import Moment
@@ -321,7 +333,7 @@ class Tracker:
                 kept = self.ledger.entries.get(name)
                 if kept is not None and kept.sent is not None:
                     self.refusals.unknown.wait(kept.sent.digest, name)
-            case Defer() | Drop():
+            case Defer() | Drop() | Adopt():
                 self.write_down(name, step)
             case Confirm(absent=absent):
                 wanted = self.wanted.get(name)
@@ -339,13 +351,10 @@ class Tracker:
                 self._withdraw(name)
                 self.refusals.rest(name)
 
-    def write_down(self, name: str, step: Defer | Drop) -> None:
+    def write_down(self, name: str, step: Defer | Drop | Adopt) -> None:
         """Write down what needs no send."""
-        entry = self.ledger.entries.get(name)
-        if isinstance(step, Defer):
-            self.ledger.put(entries.defer(entry, step), said=None)
-        elif entry is not None:
-            self.ledger.put(entries.drop(entry), said=None)
+        self.ledger.put(entries.amend(self.ledger.entries.get(name), step), said=None)
+        if not isinstance(step, Defer):
             self.refusals.rest(name)
         self.touch(name)
 

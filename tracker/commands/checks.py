@@ -42,7 +42,8 @@ from tracker.errors import (
 )
 from tracker.images import Digest
 from tracker.inventory import Deployed, Inventory
-from tracker.ledger_reader import LedgerReading, read_ledger
+from tracker.ledger_reader import read_ledger
+from tracker.ledger_schema import LedgerReading
 from tracker.pods import read_pod
 from tracker.records import Status
 from tracker.settings import Settings

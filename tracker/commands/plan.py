@@ -30,7 +30,7 @@ from tracker.commands.output import (
 )
 from tracker.commands.view import Look, View, ledger_for, open_pod_file, say, see_cluster
 from tracker.drift import is_mass
-from tracker.entries import Confirm, Defer, Drop, Entry, Forget, Nothing, Send, Wait
+from tracker.entries import Adopt, Confirm, Defer, Drop, Entry, Forget, Nothing, Send, Wait
 from tracker.errors import CredentialsError, ListError, PodFileError
 from tracker.images import SkipReason
 from tracker.inventory import Deployed, Held
@@ -187,7 +187,7 @@ def _outcome(view: View, look: Look) -> tuple[Action, Record | None, str]:
             return Action.WAIT, waiting, f"{why or 'posted once more'}; again {_until(view, until)}"
         case Forget():
             return Action.FORGET, None, "no pod holds it, and GitHub never acknowledged it"
-        case Nothing() | Drop():
+        case Nothing() | Drop() | Adopt():
             return _at_rest(view, look, stands)
         case Confirm():
             return Action.HOLD, stands, "its absence is to be confirmed"

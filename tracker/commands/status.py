@@ -32,7 +32,8 @@ from tracker.commands.view import View, say, see_cluster
 from tracker.entries import Account, Entry, account_of
 from tracker.errors import CredentialsError, LedgerError, LedgerLockedError, ListError
 from tracker.inventory import Held
-from tracker.ledger_reader import LedgerReading, read_ledger
+from tracker.ledger_reader import read_ledger
+from tracker.ledger_schema import LedgerReading
 from tracker.records import Record, Status
 from tracker.settings import Settings
 

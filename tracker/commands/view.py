@@ -21,7 +21,8 @@ from tracker.entries import Entry, Step, next_step
 from tracker.errors import LedgerError, ListError, PodFileError
 from tracker.inventory import Absent, Held, Inventory, Judgement
 from tracker.judging import covers, is_kept
-from tracker.ledger_reader import LedgerReading, read_ledger
+from tracker.ledger_reader import read_ledger
+from tracker.ledger_schema import LedgerReading
 from tracker.pod_files import PodFile
 from tracker.pods import Skipped, read_pod
 from tracker.refusals import Unknowns
