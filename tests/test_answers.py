@@ -190,6 +190,18 @@ def test_a_limit_says_how_long_to_wait(
     assert found.pause_seconds == seconds
 
 
+@pytest.mark.parametrize("remaining", ["170", "-1", "", "00"])
+def test_a_limit_that_is_not_used_up_is_not_waited_for(remaining: str) -> None:
+    headers = {
+        "x-ratelimit-remaining": remaining,
+        "x-ratelimit-reset": str(EPOCH_SECONDS + 70),
+        "date": DATE,
+    }
+    found = answer(429, said("slow down"), headers)
+    assert isinstance(found, Limited)
+    assert found.pause_seconds is None
+
+
 @pytest.mark.parametrize(
     ("message", "limited"),
     [

@@ -163,7 +163,10 @@ def test_what_tags_say_makes_no_answer_unreadable(tags: dict[str, str]) -> None:
         (429, {}, Limited),
         (403, {"retry-after": "7"}, Limited),
         (403, {"x-ratelimit-remaining": "0"}, Limited),
-        *((status, {}, Failed) for status in (301, 307, 402, 408, 409, 418, 500, 502, 503, 599)),
+        *(
+            (status, {}, Failed)
+            for status in (300, 301, 307, 402, 408, 409, 418, 500, 502, 503, 599)
+        ),
         *((status, {}, BatchUnclear) for status in (202, 204, 206, 299)),
     ],
 )
