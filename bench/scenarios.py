@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,8 @@ from tracker.sandbox.script import delays
 __all__ = ["DEFAULT", "SCENARIOS", "TARGETS", "Bench", "Figures", "sent"]
 
 PATIENCE_SECONDS: Final = 900.0
+LOOK_SECONDS: Final = 5.0
+"""How often it is looked whether a program that has not recorded all has ended."""
 SETTLE_SECONDS: Final = 5.0
 """After all is done, until memory counts as settled."""
 QUIET_SECONDS: Final = 1.2
@@ -77,7 +79,7 @@ async def start(bench: Bench, *, pods: int) -> Figures:
     async with bench.ground() as (on, folder):
         await on.fill(names)
         async with bench.watch(on, folder) as observed:
-            await _recorded(on, names)
+            await _recorded(on, names, observed)
             seconds = time.monotonic() - observed.began
             figures: Figures = {"complete_seconds": seconds, "cpu_seconds": observed.cpu_seconds()}
             await asyncio.sleep(SETTLE_SECONDS)
@@ -94,7 +96,7 @@ async def idle(bench: Bench, *, pods: int = 200, seconds: float = 60.0) -> Figur
     async with bench.ground() as (on, folder):
         await on.fill(names)
         async with bench.watch(on, folder) as observed:
-            await _recorded(on, names)
+            await _recorded(on, names, observed)
             await asyncio.sleep(SETTLE_SECONDS)
             used, asked, began = observed.cpu_seconds(), on.requests(), time.monotonic()
             await asyncio.sleep(seconds)
@@ -114,7 +116,7 @@ async def latency(bench: Bench) -> Figures:
     async with bench.ground() as (on, folder):
         await on.fill(names)
         async with bench.watch(on, folder) as observed:
-            await _recorded(on, names)
+            await _recorded(on, names, observed)
             found: list[float] = []
             for number in range(ROUNDS):
                 await asyncio.sleep(QUIET_SECONDS)
@@ -140,7 +142,7 @@ async def rollout(bench: Bench, *, deployments: int) -> Figures:
     async with bench.ground() as (on, folder):
         await on.fill(deployments)
         async with bench.watch(on, folder) as observed:
-            await _recorded(on, deployments)
+            await _recorded(on, deployments, observed)
             await asyncio.sleep(SETTLE_SECONDS)
             posts, asked, used = len(on.github.posts()), on.requests(), observed.cpu_seconds()
             began = time.monotonic()
@@ -176,7 +178,7 @@ async def churn(bench: Bench, *, rate: int, seconds: int) -> Figures:
         ledger = str(folder / "ledger.db")
         environ = {"LEDGER_PATH": ledger, "RECONCILE_INTERVAL": "30s"}
         async with bench.watch(on, folder, **environ) as observed:
-            await _recorded(on, CHURNING)
+            await _recorded(on, CHURNING, observed)
             used, posts = observed.cpu_seconds(), sent(on, 0)
             load = _Load(on, rate=rate)
             took = await load.run(seconds)
@@ -225,7 +227,7 @@ async def stop(bench: Bench) -> Figures:
         left = QUEUED - len(on.github.table)
         script.stop()
         async with bench.watch(on, folder, **environ) as observed:
-            await _recorded(on, QUEUED)
+            await _recorded(on, QUEUED, observed)
             seconds = time.monotonic() - observed.began
             figures: Figures = {
                 "stopped_after_seconds": stopped,
@@ -262,7 +264,7 @@ async def growth(bench: Bench) -> Figures:
         async with bench.ground(simulated=True) as (on, folder):
             await on.fill(names, replicas)
             async with bench.watch(on, folder) as observed:
-                await _recorded(on, names)
+                await _recorded(on, names, observed)
                 title = f"{pods}_pods_{names}_names"
                 figures[f"{title}_complete_seconds"] = time.monotonic() - observed.began
                 figures[f"{title}_cpu_seconds"] = observed.cpu_seconds()
@@ -329,10 +331,22 @@ async def _all(on: Ground, deployments: int, *, version: int) -> None:
     await asyncio.gather(*(one(index) for index in range(deployments)))
 
 
-async def _recorded(on: Ground, names: int) -> None:
-    await on.github.until(
-        lambda: len(on.github.table) >= names, within=PATIENCE_SECONDS, why="all records"
-    )
+async def _recorded(on: Ground, names: int, observed: Observed) -> None:
+    """Wait until GitHub holds so many records; no longer than the program lives."""
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        with suppress(TimeoutError):
+            await on.github.until(
+                lambda: len(on.github.table) >= names, within=LOOK_SECONDS, why="all records"
+            )
+            return
+        if not observed.program.running:
+            code = await observed.program.ended()
+            message = f"it ended with {code}: {observed.program.stderr[-1:]}"
+            raise TimeoutError(message)
+        if time.monotonic() > ends:
+            message = f"{len(on.github.table)} of {names} records"
+            raise TimeoutError(message)
 
 
 def _held(on: Ground) -> dict[str, str]:
