@@ -3,12 +3,14 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from typing import Final
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import workload
+from tracker.backoff import delay_after
 from tracker.errors import ListError
 from tracker.reconcile import (
     CONFIRMED_SECONDS,
@@ -25,6 +27,8 @@ from tracker.workloads import Workload
 pytestmark = pytest.mark.looptime
 
 DELAY: Final = 5.0
+LIST_TAKES: Final = 0.01
+"""Virtual seconds from the request of a list to its answer."""
 CRONJOB_HOLD: Final = 25 * 3600.0
 NAME: Final = "shop/web/app"
 WEB: Final = workload("web")
@@ -47,7 +51,7 @@ class ScriptedLists:
         found = frozenset(
             uid for uid, of in self.pods.items() if namespace is None or of == namespace
         )
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(LIST_TAKES)
         if self.failures or namespace in self.failing:
             self.failures = max(self.failures - 1, 0)
             message = "the API server refused a list of pods: 403"
@@ -115,6 +119,43 @@ async def test_a_pod_that_went_before_it_was_seen_is_not_waited_for() -> None:
     lists.pods["3"] = "shop"  # younger than the start: not waited for
     await task
     assert len(lists.asked) == 2
+
+
+def gaps(lists: ScriptedLists) -> list[float]:
+    """Return the seconds between the answer to one list and the request of the next."""
+    times = [when for when, _ in lists.asked]
+    return [round(later - earlier - LIST_TAKES, 2) for earlier, later in pairwise(times)]
+
+
+PATIENT: Final = [1.0, 2.0, 4.0, 8.0, 16.0, 20.0, 20.0]
+
+
+async def test_a_watch_that_brings_nothing_is_asked_about_ever_less_often() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = {"late": "shop"}
+    task = await beginning(lists, watch)
+    await asyncio.sleep(sum(PATIENT) + 1)
+    assert gaps(lists)[: len(PATIENT)] == PATIENT
+    watch.see("late")
+    await task
+
+
+async def test_a_failure_after_a_success_is_the_first_one_again() -> None:
+    lists, watch = ScriptedLists(), Watch()
+    lists.pods = {"late": "shop"}
+    lists.failures = 3
+
+    def fail_again() -> None:
+        lists.failures, lists.on_list = 1, lambda: None
+
+    lists.on_list = fail_again
+    task = await beginning(lists, watch)
+    await asyncio.sleep(60)
+    first = round(delay_after(1, 0.5), 2)
+    assert gaps(lists)[:3] == [round(delay_after(attempt, 0.5), 2) for attempt in (1, 2, 3)]
+    assert gaps(lists)[3:5] == [PATIENCE_SECONDS, first]
+    watch.see("late")
+    await task
 
 
 async def test_a_pod_that_is_seen_to_go_counts_as_seen() -> None:
@@ -320,6 +361,35 @@ async def test_a_list_of_before_the_watch_was_asked_anew_confirms_nothing(when: 
         assert len(on.lists.asked) == 2, "it is asked for anew"
         assert on.confirmed()
         assert [name for _, name in on.touched] == [NAME], "and confirmed by that list alone"
+
+
+async def test_confirmations_wait_ever_longer_for_a_watch_that_brings_nothing() -> None:
+    async with scene() as on:
+        on.lists.pods = {"late": "shop"}
+        on.want()
+        await asyncio.sleep(DELAY + sum(PATIENT) + 1)
+        assert gaps(on.lists)[: len(PATIENT)] == PATIENT
+        on.watch.see("late")
+        await asyncio.sleep(1)
+        assert on.confirmed()
+        # The watch is back, and so is the patience of the beginning.
+        on.lists.asked.clear()
+        on.lists.pods["later"] = "shop"
+        on.want("shop/other/app")
+        await asyncio.sleep(DELAY + 2)
+        assert gaps(on.lists)[:1] == PATIENT[:1]
+
+
+async def test_a_list_that_fails_after_others_that_did_not_is_asked_for_soon() -> None:
+    async with scene() as on:
+        first = [round(delay_after(attempt, 0.5), 2) for attempt in (1, 2)]
+        for name in ("shop/one/app", "shop/two/app"):
+            on.lists.asked.clear()
+            on.lists.failures = 2
+            on.want(name)
+            await asyncio.sleep(DELAY + 30)
+            assert gaps(on.lists) == first
+            assert on.confirmed([name])
 
 
 async def test_an_absence_counts_from_when_its_list_was_asked_for() -> None:
