@@ -213,6 +213,7 @@ def test_what_was_refused_and_is_wanted_no_more_is_at_rest_and_asked_for_no_soon
     refused = after((A, OK), (B, UNKNOWN))
     entry = amend(refused, Drop())
     assert account_of(entry) is Account.ACKNOWLEDGED
+    assert (refused.again_at, entry.again_at) == (refused.not_before, None)
     assert step(deployed(A), entry) == Nothing()
     assert step(deployed(C), entry) == sending(C), "what is new goes at once"
     assert refused.not_before is not None

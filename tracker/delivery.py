@@ -779,8 +779,8 @@ def _repost(entry: Entry | None, now: float) -> Send | Wait | None:
     """Return the post of what is acknowledged, unless something newer may have landed."""
     if entry is None or entry.acknowledged is None or entry.in_doubt is not None:
         return None
-    if entry.sent is not None and entry.not_before is not None and now < entry.not_before:
-        return Wait(until=entry.not_before)  # an earlier one failed, or was refused
+    if entry.again_at is not None and now < entry.again_at:
+        return Wait(until=entry.again_at)  # an earlier one failed, or was refused
     return Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
 
 

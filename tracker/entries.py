@@ -149,6 +149,11 @@ class Entry:
         return self.sent
 
     @property
+    def again_at(self) -> float | None:
+        """Return before when `sent` may not be sent again, or None: at once, or it is at rest."""
+        return None if self.sent is None else self.not_before
+
+    @property
     def may_stand(self) -> bool:
         """Tell whether GitHub may hold something as deployed, as far as is known."""
         if self.acknowledged is not None and self.acknowledged.status is Status.DEPLOYED:

@@ -622,7 +622,7 @@ def to_repost(
         for entry in entries
         if entry.acknowledged_at is not None
         and entry.acknowledged_at <= now - interval_seconds
-        and (entry.sent is None or entry.not_before is None or entry.not_before <= now)
+        and (entry.again_at is None or entry.again_at <= now)
         and entry.acknowledged is not None
         and entry.acknowledged.status is Status.DEPLOYED
     ]
