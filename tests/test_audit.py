@@ -316,6 +316,23 @@ async def test_a_difference_that_an_earlier_answer_told_is_asked_for_again(world
     assert sorted(questions(world)[before:]) == [DIGEST, OTHER_DIGEST]
 
 
+async def test_a_pause_that_github_asked_of_the_tracker_is_kept_to(world: World) -> None:
+    """Once, an audit beside it asked on, into the limit of both."""
+    await converged(world, "web")
+    world.cluster.create(pod("new", digest=OTHER_DIGEST))
+    world.github.script(answers(429, headers={"Retry-After": "600"}))
+    async with command(world, "run") as program:
+        await program.until_said("sending paused")
+        program.kill()
+        assert await program.ended() == -signal.SIGKILL
+    before = len(world.github.history)
+    async with command(world, "audit") as program:
+        await program.until_said("asking paused reason='GitHub asked the tracker to wait'")
+        program.send(signal.SIGINT)
+        assert await program.ended() == 1
+    assert len(world.github.history) == before
+
+
 async def test_a_file_that_is_no_audit_s_is_not_written_to(world: World) -> None:
     file = world.folder / "notes.txt"
     file.write_text("mine\n")

@@ -1302,6 +1302,10 @@ async def test_a_repost_that_is_refused_waits_for_the_next_one() -> None:
         await asyncio.sleep(3600)
         assert on.sender.digests == "a"
         assert not on.delivery.to_repost
+        on.delivery.repost(NAME)  # somebody put the artifact back, and asks for it
+        await asyncio.sleep(10)
+        assert on.sender.digests == "aa"
+        assert account_of(on.entry()) is Account.ACKNOWLEDGED
 
 
 async def test_an_end_that_a_pod_contradicts_while_it_is_written_down_does_not_leave() -> None:

@@ -34,7 +34,6 @@ from tracker.entries import (
     NOT_FOUND_SECONDS,
     SETTLE_SECONDS,
     UNCONFIRMED_SECONDS,
-    Account,
     Adopt,
     Confirm,
     Defer,
@@ -47,7 +46,6 @@ from tracker.entries import (
     Step,
     Unknown,
     Wait,
-    account_of,
     amend,
     conclude,
     intend,
@@ -110,7 +108,7 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         pytest.param(deployed(A), None, A, id="never-posted"),
         pytest.param(deployed(A), after((A, OK)), Nothing, id="stands"),
         pytest.param(deployed(B), after((A, OK)), B, id="rollout"),
-        pytest.param(deployed(A), after((A, OK), (B, UNKNOWN)), Drop, id="rollback-of-unknown"),
+        pytest.param(deployed(A), after((A, OK), (B, UNKNOWN)), Nothing, id="rollback-of-unknown"),
         pytest.param(deployed(A), after((A, OK), (B, UNSENT)), Drop, id="rollback-of-unsent"),
         pytest.param(deployed(A), after((A, OK), (B, LOST)), Wait, id="rollback-of-open"),
         pytest.param(deployed(A), after((A, UNKNOWN)), Wait, id="unknown-waits"),
@@ -134,7 +132,7 @@ GONE_A, GONE_B = A.decommissioned(), B.decommissioned()
         # Once, these were sent when nothing ran any more, after the rollback of what they were for.
         pytest.param(deployed(A), after((A, OK), (B, LIMITED)), Drop, id="rolled-back-in-a-limit"),
         pytest.param(deployed(A), after((A, OK), (B, LOST)), Wait, id="rolled-back-and-open"),
-        pytest.param(deployed(A), after((A, OK), (B, REFUSED)), Drop, id="rolled-back-refused"),
+        pytest.param(deployed(A), after((A, OK), (B, REFUSED)), Nothing, id="rolled-back-refused"),
         pytest.param(deployed(A), after((A, OK), (GONE_A, LIMITED)), Drop, id="back-in-a-limit"),
         pytest.param(IDLE, after((A, OK), (GONE_A, LIMITED)), Drop, id="idle-again-in-a-limit"),
         pytest.param(IDLE, after((A, OK), (B, UNKNOWN)), Nothing, id="idle-and-not-known"),
@@ -206,30 +204,6 @@ def test_what_is_dropped_leaves_what_is_acknowledged_and_nothing_to_do() -> None
     assert entry == replace(after((A, OK)), acknowledged_at=entry.acknowledged_at)
     for judgement in (deployed(A), IDLE):
         assert step(judgement, entry, now=1e9) == Nothing()
-
-
-def test_what_was_refused_and_is_wanted_no_more_is_at_rest_and_asked_for_no_sooner() -> None:
-    """Once, the name counted as refused for as long as the rollback stood."""
-    refused = after((A, OK), (B, UNKNOWN))
-    entry = amend(refused, Drop())
-    assert account_of(entry) is Account.ACKNOWLEDGED
-    assert (refused.again_at, entry.again_at) == (refused.not_before, None)
-    assert step(deployed(A), entry) == Nothing()
-    assert step(deployed(C), entry) == sending(C), "what is new goes at once"
-    assert refused.not_before is not None
-    assert step(deployed(B), entry) == Wait(until=refused.not_before)
-    again = step(deployed(B), entry, now=refused.not_before)
-    assert again == sending(B)
-    assert intend(entry, sending(B)).attempts == 2
-    assert step(deployed(B, displaced=True), entry) == sending(GONE_A), "nothing runs what stands"
-
-
-def test_what_was_refused_is_at_rest_when_its_workload_is_gone() -> None:
-    entry = after((A, OK), (B, UNKNOWN), (GONE_A, OK))
-    entry = conclude(intend(entry, sending(B)), UNKNOWN, now=0.0, chance=CHANCE)
-    assert isinstance(step(deployed(B, displaced=True), entry), Wait), "it runs: it is asked again"
-    assert step(Absent(), entry) == Drop()
-    assert step(Absent(), amend(entry, Drop()), now=1e9) == Nothing()
 
 
 def test_a_name_goes_to_the_workload_that_took_it_over_without_a_post() -> None:

@@ -40,6 +40,7 @@ class ScriptedLists:
 
     def __init__(self) -> None:
         self.pods: dict[str, str] = {}
+        self.takes = LIST_TAKES
         self.failures = 0
         self.failing: set[str | None] = set()
         self.asked: list[tuple[float, str | None]] = []
@@ -51,7 +52,7 @@ class ScriptedLists:
         found = frozenset(
             uid for uid, of in self.pods.items() if namespace is None or of == namespace
         )
-        await asyncio.sleep(LIST_TAKES)
+        await asyncio.sleep(self.takes)
         if self.failures or namespace in self.failing:
             self.failures = max(self.failures - 1, 0)
             message = "the API server refused a list of pods: 403"
@@ -361,6 +362,17 @@ async def test_a_list_of_before_the_watch_was_asked_anew_confirms_nothing(when: 
         assert len(on.lists.asked) == 2, "it is asked for anew"
         assert on.confirmed()
         assert [name for _, name in on.touched] == [NAME], "and confirmed by that list alone"
+
+
+async def test_what_took_long_to_confirm_counts_for_long_enough_to_be_told() -> None:
+    """Once, it was over when it was found out, and asked for again, for ever."""
+    async with scene() as on:
+        on.lists.takes = 2 * CONFIRMED_SECONDS
+        on.want()
+        await asyncio.sleep(DELAY + on.lists.takes + CONFIRMED_SECONDS / 2 - 1)
+        assert on.confirmed()
+        await asyncio.sleep(2)
+        assert not on.confirmed()
 
 
 async def test_confirmations_wait_ever_longer_for_a_watch_that_brings_nothing() -> None:

@@ -779,8 +779,9 @@ def _repost(entry: Entry | None, now: float) -> Send | Wait | None:
     """Return the post of what is acknowledged, unless something newer may have landed."""
     if entry is None or entry.acknowledged is None or entry.in_doubt is not None:
         return None
-    if entry.again_at is not None and now < entry.again_at:
-        return Wait(until=entry.again_at)  # an earlier one failed, or was refused
+    failed = entry.state not in {State.NOT_FOUND, State.PARKED}
+    if failed and entry.not_before is not None and now < entry.not_before:
+        return Wait(until=entry.not_before)  # an earlier one had no answer
     return Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
 
 

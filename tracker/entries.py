@@ -112,7 +112,6 @@ class Entry:
     is when the acknowledged record is posted again because an open one may have come after it.
     `refused` is the record that GitHub refused before it was sent `sent`: two refused ones take
     turns (a new image and the decommission of the old one), and neither may come back at once.
-    Without a `sent`, `attempts` and `not_before` are of `refused`.
     """
 
     deployment_name: str
@@ -147,11 +146,6 @@ class Entry:
         if self.sent is None or self.state in _REFUSED or self.sent.status is not Status.DEPLOYED:
             return None
         return self.sent
-
-    @property
-    def again_at(self) -> float | None:
-        """Return before when `sent` may not be sent again, or None: at once, or it is at rest."""
-        return None if self.sent is None else self.not_before
 
     @property
     def may_stand(self) -> bool:
@@ -206,11 +200,7 @@ class Defer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drop:
-    """
-    What was sent last surely had no effect, and is not to be told any more: write that down.
-
-    When GitHub refused it, it is still `refused`, and waits as long as before if it comes back.
-    """
+    """What was sent last surely had no effect, and is not to be told any more: write that down."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -368,9 +358,6 @@ def amend(entry: Entry | None, step: Defer | Drop | Adopt) -> Entry:
         raise ValueError(message)
     if isinstance(step, Adopt):
         return replace(entry, workload=step.workload, container=step.container)
-    if entry.state in _REFUSED:
-        # It may be wanted again, and is to be asked for no sooner then.
-        return replace(entry, sent=None, state=State.CLEAN, reason="", refused=entry.sent)
     return replace(
         entry, sent=None, state=State.CLEAN, reason="", attempts=0, not_before=None, refused=None
     )
@@ -520,7 +507,7 @@ def _step_deployed(
 
 def _step_standing(judgement: Deployed, entry: Entry, now: float) -> Step:
     """Return what is to do where GitHub acknowledged what should stand, and nothing is in doubt."""
-    if _is_unsent(entry) or _is_refused(entry):
+    if _is_unsent(entry):
         # Once, a record that a limit held up was sent after the rollback of what it stood for.
         return Drop()
     if (entry.workload, entry.container) != (judgement.workload, judgement.container):
@@ -551,9 +538,7 @@ def _step_gone(entry: Entry, now: float, *, confirmed: bool, absent: bool) -> St
         # For a month GitHub knew no such artifact: there is nothing it could take back.
         return Forget()
     if entry.acknowledged == record and entry.in_doubt is None:
-        # What was refused is wanted no more, unless it is what runs.
-        left = _is_unsent(entry) or (absent and _is_refused(entry))
-        return Drop() if left else _settle(entry, now, displaced=True)
+        return Drop() if _is_unsent(entry) else _settle(entry, now, displaced=True)
     if not confirmed:
         return Confirm(workload=entry.workload, absent=absent)
     return _unless_waiting(entry, _again(entry, record), now)
@@ -568,8 +553,7 @@ def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
     """
     if entry.not_before is None or now >= entry.not_before:
         return send
-    refused = {entry.sent, entry.refused}
-    if (entry.state in _REFUSED or entry.sent is None) and send.record not in refused:
+    if entry.state in _REFUSED and send.record not in {entry.sent, entry.refused}:
         return send
     return Wait(until=entry.not_before)
 
@@ -595,11 +579,6 @@ def _settle(entry: Entry, now: float, *, displaced: bool) -> Step:
 def _is_unsent(entry: Entry) -> bool:
     """Tell whether something new was sent last, surely had no effect, and was not refused."""
     return entry.state is State.CLEAN and entry.sent not in {None, entry.acknowledged}
-
-
-def _is_refused(entry: Entry) -> bool:
-    """Tell whether something new was sent last and refused."""
-    return entry.state in _REFUSED and entry.sent != entry.acknowledged
 
 
 def _again(entry: Entry, record: Record) -> Send:

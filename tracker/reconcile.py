@@ -392,7 +392,10 @@ class Absences:
                     continue
                 del self._wanted[name]
                 if name not in kept:
-                    self._confirmed[name] = asked_at
+                    # When it took its time, there is some left to tell it in: what was seen since
+                    # would have withdrawn it.
+                    latest = asyncio.get_running_loop().time() - CONFIRMED_SECONDS / 2
+                    self._confirmed[name] = max(asked_at, latest)
                 self._touch(name)
         if failure is not None:
             raise failure
@@ -622,7 +625,7 @@ def to_repost(
         for entry in entries
         if entry.acknowledged_at is not None
         and entry.acknowledged_at <= now - interval_seconds
-        and (entry.again_at is None or entry.again_at <= now)
+        and (entry.not_before is None or entry.not_before <= now)
         and entry.acknowledged is not None
         and entry.acknowledged.status is Status.DEPLOYED
     ]

@@ -237,6 +237,10 @@ class _Audit:
             earlier = self._file.answers
             self.answers = {digest: earlier[digest] for digest in wanted if digest in earlier}
         doubtful = frozenset(self.answers)
+        left = self._pace.not_before - asyncio.get_running_loop().time()
+        if left > 0:
+            reason = "GitHub asked the tracker to wait"
+            _log.warning("asking paused", seconds=round(left, 1), reason=reason)
         async with open_github(self._settings, environ=os.environ) as github:
             await self._ask(github, wanted - doubtful)
             self._comparisons = self._compare(judgements)

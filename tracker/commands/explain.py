@@ -329,8 +329,8 @@ def _ledger(view: View, entry: Entry | None) -> tuple[str, str]:
         said.append(f"sent {entry.sent.status.value} @{short(entry.sent.digest)} {entry.attempts}x")
     if entry.reason:
         said.append(entry.reason)
-    if entry.again_at is not None:
-        due = entry.again_at - view.now
+    if entry.not_before is not None:
+        due = entry.not_before - view.now
         said.append(f"again in {age(due)}" if due > 0 else "again now")
     return account_of(entry).value, "; ".join(said)
 

@@ -215,7 +215,7 @@ def _since(reading: LedgerReading, entry: Entry) -> float:
 
 
 def _next(view: View, entry: Entry) -> str:
-    due = entry.settle_at if entry.again_at is None else entry.again_at
+    due = entry.settle_at if entry.not_before is None else entry.not_before
     if due is None:
         return "" if account_of(entry) is Account.ACKNOWLEDGED else "now"
     return f"in {age(due - view.now)}" if due > view.now else "now"
@@ -265,12 +265,12 @@ def entry_as_json(entry: Entry, reading: LedgerReading) -> dict[str, object]:
         "deployment_name": entry.deployment_name,
         "state": account_of(entry).value,
         "reason": entry.reason,
-        "attempts": 0 if entry.sent is None else entry.attempts,
+        "attempts": entry.attempts,
         "acknowledged": _record_as_json(entry.acknowledged),
         "acknowledged_at": _time(entry.acknowledged_at),
         "sent": _record_as_json(entry.sent),
         "written_at": _time(reading.written_at.get(entry.deployment_name)),
-        "next_attempt": _time(entry.again_at),
+        "next_attempt": _time(entry.not_before),
     }
 
 
