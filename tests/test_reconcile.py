@@ -159,6 +159,27 @@ async def test_a_failure_after_a_success_is_the_first_one_again() -> None:
     await task
 
 
+def test_who_notes_what_goes_stops_with_its_own_note_alone() -> None:
+    """Two that hold the same, here nothing, are two all the same."""
+    sightings = Watch().sightings
+    with sightings.gone_meanwhile() as outer:
+        with sightings.gone_meanwhile() as inner:
+            pass
+        sightings.note_gone("1")
+        assert (outer, inner) == ({"1"}, set())
+    sightings.note_gone("2")
+    assert outer == {"1"}
+
+
+async def test_who_gives_up_waiting_for_a_pod_takes_nobody_with_them() -> None:
+    watch = Watch()
+    long = asyncio.create_task(watch.sightings.missing({"1"}, patience_seconds=10.0))
+    assert await watch.sightings.missing({"1"}, patience_seconds=1.0) == {"1"}
+    watch.see("1")
+    assert await long == frozenset()
+    assert waited() < 2.0
+
+
 async def test_a_pod_that_is_seen_to_go_counts_as_seen() -> None:
     lists, watch = ScriptedLists(), Watch()
     lists.pods = {"1": "shop"}
