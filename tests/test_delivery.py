@@ -1221,22 +1221,16 @@ async def test_what_github_refused_is_not_unfinished_until_it_is_asked_for_again
 # What is posted again, and what waits for somebody else's answer.
 
 
-class Writes(MemoryLedger):
-    """A ledger of which the next intent fails, or takes a while in which something happens."""
+class Writes(FullLedger):
+    """One that has something happen, besides, while its next intent is written."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.failing: str | None = None
         self.meanwhile: Callable[[], object] | None = None
 
     async def put(self, *entries: Entry) -> None:
         """Write entries."""
-        intents = {each.deployment_name for each in entries if each.state is State.SENDING}
-        if self.failing in intents:
-            self.failing = None
-            message = "disk full"
-            raise LedgerWriteError(message)
-        if intents and self.meanwhile is not None:
+        if self.meanwhile is not None and any(each.state is State.SENDING for each in entries):
             meanwhile, self.meanwhile = self.meanwhile, None
             meanwhile()
         await super().put(*entries)
@@ -1260,8 +1254,10 @@ async def test_what_a_success_made_due_is_due_still_when_it_could_not_be_written
         on.see(running("a", uid="1", app="one"), running("b", uid="2", app="two"))
         await asyncio.sleep(10)
         on.sender.always = OK
-        ledger.failing = "shop/web/two"
+        ledger.full.add("shop/web/two")
         on.see(running("c", uid="3", app="three"))  # its success ends the spell
+        await asyncio.sleep(1)
+        ledger.full.clear()
         await asyncio.sleep(60)
         for app in ("one", "two"):
             assert on.entry(f"shop/web/{app}").acknowledged is not None
@@ -1272,7 +1268,7 @@ async def test_a_repost_whose_intent_came_to_nothing_is_still_to_be_posted(troub
     ledger = Writes()
     async with standing(ledger) as on:
         if trouble == "full":
-            ledger.failing = NAME
+            ledger.full.add(NAME)
         else:
             limit = Limited(reason="HTTP 429", pause_seconds=5.0)
             ledger.meanwhile = partial(on.pace.note, limit)
@@ -1280,6 +1276,7 @@ async def test_a_repost_whose_intent_came_to_nothing_is_still_to_be_posted(troub
         await asyncio.sleep(1)
         assert on.sender.sent == []
         assert on.delivery.to_repost == {NAME}
+        ledger.full.clear()
         await asyncio.sleep(60)
         assert on.sender.digests == "a"
         assert not on.delivery.to_repost

@@ -51,7 +51,6 @@ from tracker.entries import (
     Forget,
     Nothing,
     Send,
-    State,
     Step,
     Wait,
     account_of,
@@ -271,7 +270,7 @@ class Delivery:
 
     def _is_refused(self, name: str) -> bool:
         entry = self._ledger.get(name)
-        return entry is not None and entry.state in {State.NOT_FOUND, State.PARKED}
+        return entry is not None and entry.is_refused
 
     def touch(self, name: str) -> None:
         """Have a name looked at: something about it may have changed."""
@@ -345,7 +344,7 @@ class Delivery:
             case Send():
                 return True
             case Wait():
-                return entry is not None and entry.state not in {State.NOT_FOUND, State.PARKED}
+                return entry is not None and not entry.is_refused
             case _:
                 return False
 
@@ -574,7 +573,7 @@ class Delivery:
             intended = [self._intend(each) for each in planned]
             await self._ledger.put(*intended)
             # Nothing has left yet. A limit may have come while the intents were written, or a pod.
-            stale = [each for each in planned if not self._pace.permits or self._is_stale(each)]
+            stale = list(filter(self._is_stale, planned)) if self._pace.permits else planned
             if stale:
                 await self._undo(stale)
                 names = {each.send.record.deployment_name for each in stale}
@@ -779,8 +778,7 @@ def _repost(entry: Entry | None, now: float) -> Send | Wait | None:
     """Return the post of what is acknowledged, unless something newer may have landed."""
     if entry is None or entry.acknowledged is None or entry.in_doubt is not None:
         return None
-    failed = entry.state not in {State.NOT_FOUND, State.PARKED}
-    if failed and entry.not_before is not None and now < entry.not_before:
+    if not entry.is_refused and entry.not_before is not None and now < entry.not_before:
         return Wait(until=entry.not_before)  # an earlier one had no answer
     return Send(record=entry.acknowledged, workload=entry.workload, container=entry.container)
 

@@ -97,9 +97,6 @@ class State(StrEnum):
     PARKED = "parked"
 
 
-_REFUSED = frozenset({State.NOT_FOUND, State.PARKED})
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """
@@ -129,6 +126,11 @@ class Entry:
     refused: Record | None = None
 
     @property
+    def is_refused(self) -> bool:
+        """Tell whether GitHub refused `sent`, which waits for itself to be asked for again."""
+        return self.state in {State.NOT_FOUND, State.PARKED}
+
+    @property
     def in_doubt(self) -> Record | None:
         """Return what may have landed, or may yet land, without our knowing."""
         return self.sent if self.state in {State.SENDING, State.OPEN} else self.unsettled
@@ -143,7 +145,7 @@ class Entry:
     @property
     def unheard(self) -> Record | None:
         """Return the deployed record that was sent last, unless GitHub took or refused it."""
-        if self.sent is None or self.state in _REFUSED or self.sent.status is not Status.DEPLOYED:
+        if self.sent is None or self.is_refused or self.sent.status is not Status.DEPLOYED:
             return None
         return self.sent
 
@@ -302,7 +304,7 @@ def next_step(
 
 def is_asked_again(entry: Entry | None, record: Record) -> bool:
     """Tell whether this record is one that GitHub refused: it goes behind what is new."""
-    return entry is not None and entry.state in _REFUSED and entry.sent == record
+    return entry is not None and entry.is_refused and entry.sent == record
 
 
 def _step_of_its_own(
@@ -330,7 +332,7 @@ def intend(entry: Entry | None, send: Send) -> Entry:
         )
     record = record.after((entry.acknowledged, entry.sent, entry.unsettled, entry.refused))
     again = entry.sent == record
-    refused = entry.sent if not again and entry.state in _REFUSED else entry.refused
+    refused = entry.sent if not again and entry.is_refused else entry.refused
     return replace(
         entry,
         workload=send.workload,
@@ -472,7 +474,7 @@ def reopen(entry: Entry, *, now: float) -> Entry:
     minutes from now: no earlier, since a request of before the stop may still land.
     """
     not_before = entry.not_before
-    if not_before is not None and entry.state not in _REFUSED:
+    if not_before is not None and not entry.is_refused:
         not_before = min(not_before, now + CAP_SECONDS)
     return replace(
         entry,
@@ -489,7 +491,7 @@ def _step_deployed(
         return send
     if entry.acknowledged == judgement.record and entry.in_doubt is None:
         return _step_standing(judgement, entry, now)
-    last_refused = entry.sent if entry.state in _REFUSED else entry.refused
+    last_refused = entry.sent if entry.is_refused else entry.refused
     if last_refused == judgement.record and judgement.displaced and entry.may_stand:
         # The new image can't be recorded and the old one runs nowhere: at least say that.
         return _step_gone(entry, now, confirmed=confirmed, absent=False)
@@ -553,7 +555,7 @@ def _unless_waiting(entry: Entry, send: Send, now: float) -> Step:
     """
     if entry.not_before is None or now >= entry.not_before:
         return send
-    if entry.state in _REFUSED and send.record not in {entry.sent, entry.refused}:
+    if entry.is_refused and send.record not in {entry.sent, entry.refused}:
         return send
     return Wait(until=entry.not_before)
 

@@ -25,7 +25,7 @@ from tracker.answers import (
     classify,
 )
 from tracker.batches import Said
-from tracker.entries import SETTLE_SECONDS, Entry, State
+from tracker.entries import SETTLE_SECONDS, Entry
 from tracker.images import Digest, Image, SkipReason
 from tracker.pods import Container, Pod
 from tracker.records import Record, Status
@@ -457,7 +457,7 @@ class World:
         names = {name for pod in self.pods.values() for name in names_of(pod)}
         for name in names | self.table.keys():
             entry = ledger.get(name)
-            if not refused_too and entry is not None and (_is_refused(entry) or entry.refused):
+            if not refused_too and entry is not None and (entry.is_refused or entry.refused):
                 continue
             row = self.table.get(name)
             deployed = row if row is not None and row.status is Status.DEPLOYED else None
@@ -499,10 +499,6 @@ def _runs_what_is_held(truth: Standing, entry: Entry | None) -> bool:
     """
     held = None if entry is None else entry.held
     return held is not None and held.digest in truth.runs
-
-
-def _is_refused(entry: Entry) -> bool:
-    return entry.state in {State.NOT_FOUND, State.PARKED}
 
 
 def _answer(record: Record, outcome: Outcome, status: int) -> Said:
