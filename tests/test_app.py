@@ -34,7 +34,7 @@ async def test_a_pod_that_was_fetched_is_there_whatever_a_list_showed() -> None:
     uid = pod["metadata"]["uid"]
     tracker.see(pod)
     tracker.lose_surely(uid)
-    tracker.see_surely(pod)
+    tracker.see_surely(tracker.read(pod))
     assert uid in tracker.inventory
     tracker.lose(uid)
     tracker.see(pod)

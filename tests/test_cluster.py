@@ -73,7 +73,7 @@ async def test_one_namespace_is_listed_where_one_is_watched(
     async with cluster_of(server, tmp_path, namespace="shop") as cluster:
         assert await cluster.pod_uids(None) == shop
         assert set(await cluster.list_pods()) == shop
-        assert len(await cluster.fetch_pods()) == 3
+        assert len([pod async for pod in cluster.each_pod()]) == 3
     assert {request.namespace for request in server.requests} == {"shop"}
 
 
@@ -98,6 +98,17 @@ async def test_a_list_is_taken_in_consistent_pages_to_its_end(
         assert "resourceVersionMatch" not in query
 
 
+async def test_whole_pods_are_asked_for_page_by_page_as_they_are_taken(
+    server: SimulatedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A pod may be many kilobytes: ten thousand of them at once are more than a limit allows."""
+    monkeypatch.setattr("tracker.cluster.PAGE", 2)
+    fill(server, 6)
+    async with cluster_of(server, tmp_path) as cluster:
+        asked = [len(lists_of(server)) async for _ in cluster.each_pod()]
+    assert asked == [1, 1, 2, 2, 3, 3]
+
+
 async def test_a_listed_pod_has_its_name_and_version(
     server: SimulatedCluster, tmp_path: Path
 ) -> None:
@@ -113,7 +124,7 @@ async def test_a_pod_is_fetched_whole_or_is_none(server: SimulatedCluster, tmp_p
     async with cluster_of(server, tmp_path) as cluster:
         await cluster.list_pods()  # metadata only: the other form must not stick
         assert await cluster.fetch_pod("shop", made["metadata"]["name"]) == made
-        (whole,) = await cluster.fetch_pods()
+        (whole,) = [pod async for pod in cluster.each_pod()]
         assert isinstance(whole, dict)
         assert whole["spec"] == made["spec"]
         assert await cluster.fetch_pod("shop", "missing") is None

@@ -1,7 +1,7 @@
 """The loop that finds what the watch did not tell, in virtual time, on the inventory itself."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from tests.support.builders import HASH, TEMPLATE, raw_owner, raw_pod
 from tracker.drift import Listed
 from tracker.errors import ListError
 from tracker.inventory import Inventory
-from tracker.pods import read_pod, read_version
+from tracker.pods import Pod, Skipped, read_pod, read_version
 from tracker.reconcile import (
     CALM_SECONDS,
     LAG_SECONDS,
@@ -51,6 +51,7 @@ class ScriptedPods:
         self.fails_fetches = False
         self.while_listing: Callable[[], None] = nothing
         self.while_fetching: Callable[[], None] = nothing
+        self.before_the_last_page: Callable[[], None] = nothing
         self.hidden: list[frozenset[str]] = []
         """For each list to come, uids that it lacks by mistake."""
 
@@ -87,13 +88,17 @@ class ScriptedPods:
             raise ListError(message)
         return found
 
-    async def fetch_pods(self) -> Sequence[object]:
-        """Return all pods."""
+    async def each_pod(self) -> AsyncIterator[object]:
+        """Yield all pods, the last of them some time after the others."""
         self.whole_lists += 1
         found = list(self.pods.values())
         self.while_fetching()
+        for pod in found[:-1]:
+            yield pod
         await asyncio.sleep(LIST_TAKES)
-        return found
+        self.before_the_last_page()
+        for pod in found[-1:]:
+            yield pod
 
     async def fetch_pod(self, namespace: str, name: str) -> object | None:
         """Return one pod."""
@@ -144,9 +149,12 @@ class ScriptedView:
         """Ask the inventory."""
         return self.inventory.held_names(without=without)
 
-    def see_surely(self, raw: object) -> None:
+    def read(self, raw: object) -> Pod | Skipped:
+        """Read it as the tracker does."""
+        return read_pod(raw)
+
+    def see_surely(self, pod: Pod | Skipped) -> None:
         """Take what was fetched."""
-        pod = read_pod(raw)
         self.seen_surely.append(pod.uid)
         self.names |= self.inventory.observe(pod, surely=True)
 
@@ -381,6 +389,17 @@ async def test_many_are_fetched_by_one_list(
     await world.reconciler.once()
     assert (len(world.pods.fetched), world.pods.whole_lists) == (fetched, whole_lists)
     assert len(world.view.versions()) == late
+
+
+async def test_nothing_of_a_list_is_seen_before_its_last_page(world: World) -> None:
+    """The newest pod of a name may be on it, and an older one would speak for the name."""
+    for number in range(MAX_FETCHES + 1):
+        world.pods.put(f"pod-{number}", 5)
+    seen: list[int] = []
+    world.pods.before_the_last_page = lambda: seen.append(len(world.view.versions()))
+    await world.reconciler.once()
+    assert seen == [0]
+    assert len(world.view.versions()) == MAX_FETCHES + 1
 
 
 async def test_a_pod_that_went_before_it_was_fetched_is_not_seen(world: World) -> None:

@@ -40,7 +40,7 @@ from tracker.logs import Lines
 from tracker.lookups import Lookups
 from tracker.metrics import Metrics
 from tracker.pacing import Pace
-from tracker.pods import Skipped, read_pod
+from tracker.pods import Pod, Skipped, read_pod
 from tracker.reconcile import Absences, Reconciler, Sightings, see_everything, to_repost
 from tracker.records import Record, Status, render
 from tracker.settings import Settings
@@ -78,8 +78,6 @@ DRY_RUN = "a dry run: nothing is sent to GitHub, and nothing is written to the l
 """What is said at the start of one."""
 DRY_RATE = 1000.0
 """Posts a second of a dry run, which asks nobody for anything."""
-BREATH = 100
-"""Pods that are seen before the loop gets to do something else."""
 
 _log = structlog.get_logger(__name__)
 
@@ -195,7 +193,7 @@ class Tracker:
 
     def see(self, raw: object) -> None:
         """Take note of a pod as the API server tells of it (decoded JSON). Never raises."""
-        self._see(raw, surely=False)
+        self._see(self.read(raw), surely=False)
 
     def lose(self, uid: str) -> None:
         """Take note that the pod of this uid is gone."""
@@ -220,10 +218,8 @@ class Tracker:
 
     async def see_all(self) -> None:
         """Take note of every pod that there is. Raises `ListError`."""
-        for count, raw in enumerate(await self.cluster.fetch_pods(), start=1):
+        async for raw in self.cluster.each_pod():
             self.see(raw)
-            if count % BREATH == 0:
-                await asyncio.sleep(0)
 
     async def reconcile(self) -> None:
         """Compare what was seen with what is there, once, and mend it. Raises `ListError`."""
@@ -286,9 +282,13 @@ class Tracker:
         """Return the names that are held, or would be if the pods of these uids were gone."""
         return self.inventory.held_names(without=without).union(self._kept.names())
 
-    def see_surely(self, raw: object) -> None:
+    def read(self, raw: object) -> Pod | Skipped:
+        """Return what is kept of a pod as the API server tells of it (decoded JSON)."""
+        return read_pod(raw, rules=self._rules)
+
+    def see_surely(self, pod: Pod | Skipped) -> None:
         """Take note of a pod that was fetched."""
-        self._see(raw, surely=True)
+        self._see(pod, surely=True)
 
     def lose_surely(self, uid: str) -> None:
         """Take note that a pod is gone, whatever a late event says of it."""
@@ -466,8 +466,7 @@ class Tracker:
             # It is asked for again at the next start; until then nothing rests on it.
             _log.error("the cluster was not noted in the ledger", reason=str(error))
 
-    def _see(self, raw: object, *, surely: bool) -> None:
-        pod = read_pod(raw, rules=self._rules)
+    def _see(self, pod: Pod | Skipped, *, surely: bool) -> None:
         if surely:
             self._gone.pop(pod.uid, None)
         if not pod.uid or pod.uid in self._gone:

@@ -208,15 +208,11 @@ class Cluster:
         """Return all pods that are watched, by uid: consistent, complete. Raises `ListError`."""
         return await self._pods(self._namespace)
 
-    async def fetch_pods(self) -> Sequence[object]:
-        """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
-        path = _path(PODS, self._namespace)
-        return await self._list(path, WHOLE, page=PAGE, read=lambda pod: pod)
-
     async def each_pod(self) -> AsyncIterator[object]:
         """
         Yield all pods that are watched as they are, page by page: consistent, complete at the end.
 
+        Decoded JSON, of which no more than a page is there at a time: a pod may be many kilobytes.
         Raises `ListError`; what was yielded before is no list then.
         """
         async for items in self._pages(_path(PODS, self._namespace), WHOLE, page=PAGE):

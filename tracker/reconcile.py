@@ -15,7 +15,7 @@ to its end, changes nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from math import inf
@@ -27,6 +27,7 @@ from tracker.backoff import delay_after
 from tracker.drift import Listed, drift_of, is_mass
 from tracker.entries import Entry
 from tracker.errors import ListError
+from tracker.pods import Pod, Skipped
 from tracker.records import Status
 from tracker.workloads import Workload
 
@@ -417,8 +418,12 @@ class Pods(Protocol):
         """Return all pods that are watched, by uid: consistent, complete. Raises `ListError`."""
         ...
 
-    async def fetch_pods(self) -> Sequence[object]:
-        """Return all pods that are watched as they are (decoded JSON). Raises `ListError`."""
+    def each_pod(self) -> AsyncIterator[object]:
+        """
+        Yield all pods that are watched as they are (decoded JSON), complete at the end.
+
+        Raises `ListError`.
+        """
         ...
 
     async def fetch_pod(self, namespace: str, name: str) -> object | None:
@@ -441,7 +446,11 @@ class View(Protocol):
         """Return the names that are held, or would be if the pods of these uids were gone."""
         ...
 
-    def see_surely(self, raw: object) -> None:
+    def read(self, raw: object) -> Pod | Skipped:
+        """Return what is kept of a pod as the API server tells of it (decoded JSON)."""
+        ...
+
+    def see_surely(self, pod: Pod | Skipped) -> None:
         """Take note of a pod that was fetched."""
         ...
 
@@ -579,22 +588,25 @@ class Reconciler:
             before = self._view.versions()
             with self._gone_meanwhile() as gone:
                 if many:
-                    pods = await self._pods.fetch_pods()
+                    # All are seen at once, when the last is here: half of a list would let the
+                    # older half of a rollout speak.
+                    pods = [self._view.read(raw) async for raw in self._pods.each_pod()]
                 else:
                     (pod,) = (listed[uid] for uid in uids)
-                    pods = [await self._pods.fetch_pod(pod.namespace, pod.name)]
+                    raw = await self._pods.fetch_pod(pod.namespace, pod.name)
+                    pods = [self._view.read(raw)]
             self._see(pods, before, gone)
         return len(late)
 
     def _see(
-        self, pods: Iterable[object], before: Mapping[str, int], gone: Collection[str]
+        self, pods: Iterable[Pod | Skipped], before: Mapping[str, int], gone: Collection[str]
     ) -> None:
         """Take note of pods that were fetched, but for those that the watch told of meanwhile."""
         seen = self._view.versions()
-        for raw in pods:
-            uid = _uid_of(raw)
+        for pod in pods:
+            uid = pod.uid
             if uid and uid not in gone and seen.get(uid) == before.get(uid):
-                self._view.see_surely(raw)
+                self._view.see_surely(pod)
 
     def _behind(
         self, listed: Mapping[str, Listed], uids: Iterable[str], first: Mapping[str, int]
@@ -631,8 +643,3 @@ def to_repost(
     ]
     share = 1 + round(2 * len(entries) * pass_seconds / interval_seconds)
     return [name for _, name in sorted(due)[:share]]
-
-
-def _uid_of(raw: object) -> str:
-    metadata = raw.get("metadata") if isinstance(raw, Mapping) else None
-    return str(metadata.get("uid")) if isinstance(metadata, Mapping) else ""

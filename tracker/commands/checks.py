@@ -252,22 +252,29 @@ class _Examination:
 
     async def _pods(self, cluster: Cluster) -> Finding:
         try:
-            found = await self._within(cluster.fetch_pods())
+            inventory, listed = await self._within(self._seen(cluster))
         except ListError as error:
             return _error("pods", error, Trouble.API_SERVER)
         except TimeoutError:
             # They may be many. The tracker takes a minute for each page of them.
             says = f"not all of them came within {self._step_seconds:g} seconds"
             return _warn("pods", says, Trouble.API_SERVER)
-        self._inventory = Inventory(template=self._settings.dn_template)
-        for raw in found:
-            self._inventory.observe(read_pod(raw, rules=self._settings.rules))
-        says = f"{len(found)} listed, {_number(len(self._inventory.names()), 'deployment name')}"
-        skipped = self._inventory.skipped()
+        self._inventory = inventory
+        says = f"{listed} listed, {_number(len(inventory.names()), 'deployment name')}"
+        skipped = inventory.skipped()
         if skipped:
             reasons = sorted((reason.value, count) for reason, count in skipped.items())
             says += f"; without a record: {', '.join(f'{count} {why}' for why, count in reasons)}"
         return _ok("pods", says)
+
+    async def _seen(self, cluster: Cluster) -> tuple[Inventory, int]:
+        """Return what all pods declare, and how many they are."""
+        inventory = Inventory(template=self._settings.dn_template)
+        listed = 0
+        async for raw in cluster.each_pod():
+            inventory.observe(read_pod(raw, rules=self._settings.rules))
+            listed += 1
+        return inventory, listed
 
     def _names(self) -> Finding:
         shared = sorted(self._inventory.shared()) if self._inventory is not None else []
