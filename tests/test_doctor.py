@@ -376,10 +376,21 @@ async def test_a_key_that_is_none_is_told(world: World) -> None:
             {"github": (Result.FAIL, Trouble.UNEXPECTED_ANSWER)},
             id="302",
         ),
-        pytest.param(
-            answers(200, body=b"<html>"),
-            {"digest": (Result.FAIL, Trouble.UNEXPECTED_ANSWER)},
-            id="html",
+        *(
+            pytest.param(
+                answers(status, body=body),
+                {"github": (Result.FAIL, Trouble.UNEXPECTED_ANSWER)},
+                id=f"{status}-{name}",
+            )
+            for status, name, body in [
+                (200, "html", b"<html>"),
+                (200, "other-json", b"{}"),
+                (200, "a-list", b"[]"),
+                (204, "empty", b""),
+                (400, "json", None),
+                (403, "html", b"<html>"),
+                (404, "html", b"<html>"),
+            ]
         ),
         pytest.param(
             drops(applied=False), {"github": (Result.FAIL, Trouble.CONNECTION)}, id="closed"
@@ -390,7 +401,10 @@ async def test_what_github_answers_is_explained(
     world: World, behaviour: Behaviour, expected: dict[str, tuple[Result, Trouble]]
 ) -> None:
     world.github.script(behaviour)
-    assert bad(await examined(world)) == {**IN_MEMORY, **expected}
+    findings = await examined(world)
+    assert bad(findings) == {**IN_MEMORY, **expected}
+    if "github" in expected:
+        assert skipped(findings) >= {"access", "org", "digest"}, "nobody told of them"
 
 
 async def test_an_organisation_that_is_none_is_told(world: World) -> None:

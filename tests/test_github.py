@@ -10,6 +10,7 @@ from typing import Final
 
 import pytest
 from pydantic import SecretStr
+from structlog.testing import capture_logs
 
 from tests.support.builders import SCOPE, digest, record
 from tracker.answers import (
@@ -202,6 +203,22 @@ async def test_an_answer_is_judged_by_what_came_back(
         assert type(found) is kind
         assert not isinstance(found, Failed) or found.landed == (behaviour.status != 304)
         assert await ours.send(RECORD) == Acknowledged(), "the client works on"
+
+
+async def test_who_acknowledges_without_json_is_told_of_once() -> None:
+    """GitHub's answers are JSON: this may be a login page that says 200 to everything."""
+    line = {
+        "event": "acknowledged by the status alone",
+        "log_level": "warning",
+        "reason": "HTTP 200 without JSON",
+    }
+    async with simulated() as (github, ours):
+        for _ in range(2):
+            github.script(garbles(), times=2)
+            with capture_logs() as logs:
+                for _ in range(3):
+                    assert await ours.send(RECORD) == Acknowledged()
+            assert logs == [line], "and again after an answer that could be read"
 
 
 async def test_limits_and_unknown_digests_come_as_github_tells_them() -> None:

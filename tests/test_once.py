@@ -372,7 +372,7 @@ async def test_retire_takes_back_all_that_stands_and_a_later_run_posts_it_again(
     assert world.github.deployed() == {}
     async with once(world, "--retire", "--yes") as again:
         assert await again.ended() == 0
-    assert "nothing stands as deployed" in again.said
+    assert "stands: there is nothing to retire" in again.said
     await world.cluster.resume()
     await converged(world)
     assert world.github.deployed() == {name_of("cart"): DIGEST, name_of("web"): DIGEST}
@@ -386,6 +386,23 @@ async def test_retire_as_a_dry_run_says_what_it_would_take_back(world: World) ->
     assert would(program) == {name_of("web"): ("decommissioned", DIGEST)}
     assert ledger_hash(world) == before
     assert len(world.github.history) == sent
+
+
+async def test_retire_does_not_call_it_well_when_records_of_another_identity_stand(
+    world: World,
+) -> None:
+    """It is the likely slip of a rename, and the volume with the ledger is deleted next."""
+    await deployed(world, "cart", "web")
+    async with once(world, "--retire", "--yes", CLUSTER="renamed") as program:
+        assert await program.ended() == 1
+    assert "nothing of acme/test/renamed at" in program.said
+    assert "2 records of acme/test/simulated at" in program.said
+    assert len(world.github.deployed()) == 2
+    async with once(world, "--retire", "--yes") as program:
+        assert await program.ended() == 0
+    async with once(world, "--retire", "--yes", CLUSTER="renamed") as program:
+        assert await program.ended() == 0, "nothing stands any more, of anybody"
+    assert "test/simulated" not in program.said
 
 
 async def test_retire_without_anybody_to_ask_does_nothing(world: World) -> None:
@@ -418,7 +435,7 @@ async def test_retire_asks_whoever_is_at_the_terminal(
     finally:
         os.close(ours)
         os.close(theirs)
-    assert "Decommission 1 record of acme, test, simulated?" in program.said
+    assert "Decommission 1 record of acme/test/simulated at 127.0.0.1" in program.said
     assert "Traceback" not in program.said
     assert world.github.deployed() == left
 

@@ -118,7 +118,7 @@ async def test_programs_get_it_as_json(path: Path) -> None:
     assert found["standing"] == 1
     assert found["owned"] is True
     assert found["held"] is None
-    assert [each["names"] for each in found["other_identities"]] == [2]
+    assert [each["names"] for each in found["other_identities"]] == [1]
     assert found["other_identities"][0]["cluster"] == "other"
     time = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
     assert time.fullmatch(found["pause_until"])

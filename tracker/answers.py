@@ -49,6 +49,7 @@ __all__ = [
     "classify_known",
     "classify_stop",
     "clean_text",
+    "is_readable",
     "outcome_of",
     "server_time",
 ]
@@ -265,6 +266,11 @@ def classify(reply: Reply, record: Record) -> Answer:
     if status in _MALFORMED:
         return Rejected(reason=_reason(reply))
     return _failed(reply)
+
+
+def is_readable(reply: Reply) -> bool:
+    """Tell whether the body of a reply is JSON, as all of GitHub's are, to its end."""
+    return _json(reply) is not _UNREADABLE
 
 
 def classify_batch(reply: Reply, records: Sequence[Record]) -> BatchAnswer:

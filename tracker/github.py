@@ -19,6 +19,7 @@ from http import HTTPStatus
 from typing import Protocol
 from urllib.parse import quote
 
+import structlog
 from pydantic import SecretStr
 
 from tracker.answers import (
@@ -34,12 +35,15 @@ from tracker.answers import (
     classify,
     classify_batch,
     classify_known,
+    is_readable,
 )
 from tracker.images import Digest
 from tracker.records import Record, Scope, batch_payload
 from tracker.transport import Transport
 
 __all__ = ["DryRun", "GitHub", "Meter", "NoToken", "Tokens"]
+
+_log = structlog.get_logger(__name__)
 
 MAX_BODY = 64 * 1024
 """Bytes of an answer that are read; what follows is cut off and the answer judged by its status."""
@@ -86,11 +90,25 @@ class GitHub:
         self._artifacts_path = f"/orgs/{org}/artifacts"
         self._path = f"{self._artifacts_path}/metadata/deployment-record"
         self._cluster_path = f"{self._path}/cluster/{cluster}"
+        self._is_readable = True
 
     async def send(self, record: Record) -> Answer:
         """Post a record and return what GitHub said; `Failed` when nothing came back."""
         reply = await self._post("single", self._path, record.payload(self._scope), MAX_BODY)
-        return classify(reply, record) if isinstance(reply, Reply) else reply
+        if not isinstance(reply, Reply):
+            return reply
+        answer = classify(reply, record)
+        if isinstance(answer, Acknowledged):
+            self._look_at_body(reply)
+        return answer
+
+    def _look_at_body(self, reply: Reply) -> None:
+        """Tell, once for as long as it lasts, of acknowledgements that only a status gives."""
+        was_readable, self._is_readable = self._is_readable, is_readable(reply)
+        if was_readable and not self._is_readable:
+            _log.warning(
+                "acknowledged by the status alone", reason=f"HTTP {reply.status} without JSON"
+            )
 
     async def send_batch(self, records: Sequence[Record]) -> BatchAnswer:
         """

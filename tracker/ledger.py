@@ -87,7 +87,7 @@ class _Mirror:
         return tuple(self._entries.values())
 
     def other_identities(self) -> Mapping[Identity, int]:
-        """Return how many entries the ledger has of other identities; they are never touched."""
+        """Return how many records of other identities may stand; they are never touched."""
         return self._others
 
     @property

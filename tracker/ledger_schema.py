@@ -125,8 +125,7 @@ UPSERT_PAUSE = """
     """
 
 _SELECT_IDENTITIES = """
-    SELECT id, api_host, org, logical_environment, physical_environment, cluster, fingerprint,
-        (SELECT count(*) FROM entries WHERE identity = id)
+    SELECT id, api_host, org, logical_environment, physical_environment, cluster, fingerprint
     FROM identities
     """
 _INSERT_IDENTITY = """
@@ -158,6 +157,11 @@ class Identity:
     physical_environment: str
     cluster: str
 
+    def __str__(self) -> str:
+        """Return it as people are told of it: `acme/production/eu-1 at api.github.com`."""
+        named = (self.org, self.logical_environment, self.physical_environment, self.cluster)
+        return f"{'/'.join(filter(None, named))} at {self.api_host}"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Moment:
@@ -181,8 +185,9 @@ class Contents:
     What a ledger's file holds for one identity.
 
     `identity_id` is its key in the file, `entries` are (entry, wall time of writing), `others`
-    counts the entries of other identities, `fingerprint` is that of the cluster which the entries
-    are of, None before one was seen, `pause_until` is a time of the loop's clock, 0 for none.
+    counts the records of other identities that may stand, `fingerprint` is that of the cluster
+    which the entries are of, None before one was seen, `pause_until` is a time of the loop's clock,
+    0 for none.
     """
 
     identity_id: int
@@ -198,9 +203,9 @@ class LedgerReading:
     What a ledger held for one identity when it was read.
 
     Times in the entries, and `pause_until` (0 for none), are wall-clock seconds since the epoch;
-    so is `written_at`, by deployment name. `others` counts the entries of other identities.
-    `fingerprint` is that of the cluster the entries are of, None before one was seen. `owned`
-    tells whether a process had the ledger.
+    so is `written_at`, by deployment name. `others` counts the records of other identities
+    that may stand. `fingerprint` is that of the cluster the entries are of, None before one was
+    seen. `owned` tells whether a process had the ledger.
     """
 
     entries: tuple[Entry, ...]
@@ -249,9 +254,10 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     identity_id: int | None = None
     fingerprint: str | None = None
     others: dict[Identity, int] = {}
-    for key, api_host, org, logical, physical, cluster, of_cluster, count in connection.execute(
+    # All at once: what follows asks the same connection.
+    for key, api_host, org, logical, physical, cluster, of_cluster in connection.execute(
         _SELECT_IDENTITIES
-    ):
+    ).fetchall():
         found = Identity(
             api_host=api_host,
             org=org,
@@ -261,8 +267,10 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
         )
         if found == identity:
             identity_id, fingerprint = key, of_cluster
-        elif count:
-            others[found] = count
+        elif standing := sum(
+            _may_stand(row, now) for row in connection.execute(_SELECT_ENTRIES, (key,))
+        ):
+            others[found] = standing
     if identity_id is None:
         cursor = connection.execute(
             _INSERT_IDENTITY,
@@ -341,6 +349,14 @@ def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
         refused=_record(refused),
     )
     return entry, _number(written_at) or 0.0
+
+
+def _may_stand(row: Sequence[object], now: Moment) -> bool:
+    """Tell whether the record of a row may stand; one that can't be read costs nothing of ours."""
+    try:
+        return _entry(row, now)[0].may_stand
+    except (ValueError, KeyError, TypeError):
+        return True
 
 
 def _number(value: object) -> float | None:

@@ -302,5 +302,5 @@ def test_the_job_that_retires_the_records_is_one_the_server_takes(
     assert code == 0, printed
     assert "Warning" not in printed
     (container,) = yaml.safe_load(printed)["spec"]["template"]["spec"]["containers"]
-    assert container["args"] == ["once", "--retire", "--yes"]
+    assert container["args"] == ["once", "--retire", "--yes", "--timeout", "2h"]
     assert not any(key.endswith("Probe") for key in container)

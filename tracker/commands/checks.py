@@ -321,8 +321,9 @@ class _Examination:
                 return _fail("ledger", says, Trouble.LEDGER_CLUSTER)
             says += "; LEDGER_ADOPT takes it for this cluster's"
         if reading.others:
-            count = sum(reading.others.values())
-            says += f"; {_number(count, 'name')} of {', '.join(sorted(map(str, reading.others)))}"
+            says += "; what stands of others: " + ", ".join(
+                f"{_number(count, 'record')} of {other}" for other, count in reading.others.items()
+            )
             return _warn("ledger", says, Trouble.LEDGER_IDENTITY)
         return _ok("ledger", says)
 
@@ -372,6 +373,10 @@ class _Examination:
             for check in ("access", "org", "digest"):
                 yield _skipped(check, "there is no token to ask with")
             return
+        if not _is_githubs(reply):
+            for check in ("access", "org", "digest"):
+                yield _skipped(check, "the answer is none of GitHub's API")
+            return
         yield self._access(reply)
         yield self._org(reply, digest)
         yield self._digest(reply, digest, name)
@@ -417,13 +422,11 @@ class _Examination:
         return NO_DIGEST, ""
 
     def _host(self, reply: Reply) -> Finding:
-        says = f"{self._settings.base_url} answers: {_reason(reply)}"
-        trouble = trouble_of(_reason(reply))
-        if (
-            trouble in {Trouble.HTTP_5XX, Trouble.UNEXPECTED_ANSWER}
-            and reply.status != HTTPStatus.OK
-        ):
-            return _fail("github", says, trouble)
+        if not _is_githubs(reply):
+            says = f"{self._settings.base_url} answers: {_reason(reply)}"
+            if reply.status < HTTPStatus.INTERNAL_SERVER_ERROR:
+                return _fail("github", f"{says}, as no GitHub would", Trouble.UNEXPECTED_ANSWER)
+            return _fail("github", says, Trouble.HTTP_5XX)
         secure = self._settings.base_url.startswith("https:")
         return _ok("github", f"{self._settings.base_url} answers" + ", over TLS" * secure)
 
@@ -441,8 +444,6 @@ class _Examination:
         """Say whether the token is taken, and until when."""
         if reply.status == HTTPStatus.UNAUTHORIZED:
             return _fail("access", _reason(reply), Trouble.HTTP_401)
-        if reply.status >= HTTPStatus.INTERNAL_SERVER_ERROR:
-            return _skipped("access", "GitHub's answer says nothing of the token")
         until = _moment(reply.headers.get(EXPIRATION, ""))
         says = "the token is taken; whether it may write, the first record shows"
         if until is None:
@@ -472,19 +473,14 @@ class _Examination:
         org, trouble = self._settings.org, trouble_of(reason)
         if trouble is Trouble.HTTP_429:
             return _warn("org", reason, trouble)
-        if trouble is Trouble.HTTP_403:
-            return _fail("org", f"{org}: {reason}", trouble)
-        return _skipped("org", f"GitHub answered {reason}")
+        return _fail("org", f"{org}: {reason}", Trouble.HTTP_403)
 
     def _digest(self, reply: Reply, digest: Digest, name: str) -> Finding:
         if not name:
             return _skipped("digest", "nothing that runs has a digest to ask for")
         if reply.status != HTTPStatus.OK:
             return _skipped("digest", "GitHub did not tell")
-        try:
-            count = len(json.loads(reply.body)["deployment_records"])
-        except (ValueError, RecursionError, LookupError, TypeError):
-            return _fail("digest", "the answer can't be read", Trouble.UNEXPECTED_ANSWER)
+        count = len(_records(reply) or ())
         says = f"{digest[:19]}… of {clean_text(name, 80)}: {_number(count, 'record')} at GitHub"
         if not count and digest in self._acknowledged():
             return _warn("digest", says, Trouble.RECORD_LOST)
@@ -525,17 +521,42 @@ def _reason(reply: Reply) -> str:
     """Return status and GitHub's own words, as a record's failure has them."""
     if (stop := classify_stop(reply)) is not None:
         return stop.reason
-    try:
-        body: Any = json.loads(reply.body)
-    except (ValueError, RecursionError):
-        body = None
-    said = body.get("message") if isinstance(body, dict) else None
+    said = _fields(reply).get("message")
     try:
         phrase = HTTPStatus(reply.status).phrase
     except ValueError:
         phrase = ""
     words = clean_text(said) if isinstance(said, str) else ""
     return f"HTTP {reply.status} {words or phrase}".rstrip()
+
+
+def _is_githubs(reply: Reply) -> bool:
+    """
+    Tell whether an answer is one that GitHub's API gives to this question.
+
+    A login page, a gateway and the web pages of a GitHub server have the same statuses; only the
+    API answers in JSON. What is about all that is sent may come from what stands before the API.
+    """
+    if classify_stop(reply) is not None:
+        return True
+    if reply.status == HTTPStatus.OK:
+        return _records(reply) is not None
+    return reply.status in {HTTPStatus.FORBIDDEN, HTTPStatus.NOT_FOUND} and bool(_fields(reply))
+
+
+def _records(reply: Reply) -> list[Any] | None:
+    """Return the records that an answer holds, or None when it is no list of them."""
+    found = _fields(reply).get("deployment_records")
+    return found if isinstance(found, list) else None
+
+
+def _fields(reply: Reply) -> Mapping[str, Any]:
+    """Return the JSON object that an answer is, an empty one when it is none."""
+    try:
+        body = json.loads(reply.body)
+    except (ValueError, RecursionError):
+        return {}
+    return body if isinstance(body, dict) else {}
 
 
 def _moment(text: str) -> datetime | None:

@@ -74,31 +74,31 @@ def retire(settings: Settings, *, seconds: float, yes: bool, dry_run: bool) -> i
             " again what runs"
         )
     standing = sum(1 for entry in reading.entries if entry.may_stand)
+    for other, count in reading.others.items():
+        click.echo(
+            f"{_records(count)} of {other} may stand too and nothing is done"
+            " about that: to retire it takes the settings that it was posted with",
+            err=True,
+        )
     if not standing:
-        click.echo("nothing stands as deployed: there is nothing to retire", err=True)
-        return EXIT_OK
+        click.echo(f"nothing of {settings.identity} stands: there is nothing to retire", err=True)
+        return EXIT_FAILURE if reading.others else EXIT_OK
     if not yes and not dry_run and not _is_wanted(settings, standing):
         return EXIT_FAILURE
     return asyncio.run(_retire(settings, seconds=seconds, dry_run=dry_run))
 
 
 def _is_wanted(settings: Settings, standing: int) -> bool:
-    place = ", ".join(
-        word
-        for word in (
-            settings.org,
-            settings.logical_environment,
-            settings.physical_environment,
-            settings.cluster,
-        )
-        if word
-    )
-    records = "1 record" if standing == 1 else f"{standing} records"
-    question = f"Decommission {records} of {place}? What still runs is no exception."
+    what = f"{_records(standing)} of {settings.identity}"
+    question = f"Decommission {what}? What still runs is no exception."
     if not sys.stdin.isatty():
         click.echo(f"{question} Nobody is there to ask: say --yes.", err=True)
         return False
     return click.confirm(question, err=True)
+
+
+def _records(count: int) -> str:
+    return "1 record" if count == 1 else f"{count} records"
 
 
 async def _retire(settings: Settings, *, seconds: float, dry_run: bool) -> int:

@@ -183,8 +183,8 @@ def _about(settings: Settings, view: View, reading: LedgerReading) -> list[str]:
         lines.append("It was kept for another cluster: what is absent here is left as it stands")
     if reading.others:
         lines.append(
-            f"It also holds {sum(reading.others.values())} names of"
-            f" {len(reading.others)} other identities, which nobody keeps true"
+            "Nobody keeps true what also stands: "
+            + ", ".join(f"{count} of {other}" for other, count in reading.others.items())
         )
     return lines
 
