@@ -1,6 +1,7 @@
 """From the three image texts of a container to name, version and digest."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -15,7 +16,7 @@ from tracker.images import (
     SkipReason,
     parse_image_id,
     parse_reference,
-    resolve_image,
+    trace_image,
 )
 
 pytestmark = pytest.mark.fault("W1")
@@ -23,6 +24,11 @@ pytestmark = pytest.mark.fault("W1")
 A, B = digest("a"), digest("b")
 HEX = "a" * 64
 REPOSITORY = "ghcr.io/acme/app"
+
+
+def resolved(spec: str, status: str, image_id: str) -> Image | SkipReason | None:
+    """Return the image alone."""
+    return trace_image(spec, status, image_id).image
 
 
 @pytest.mark.parametrize(
@@ -118,7 +124,7 @@ def test_only_a_manifest_digest_comes_out_of_an_image_id(image_id: str, *, names
 def test_an_image_id_that_names_no_manifest_is_never_posted(
     image_id: str, *, names_one: bool
 ) -> None:
-    found = resolve_image("app:v1", "app:v1", image_id)
+    found = resolved("app:v1", "app:v1", image_id)
     if not image_id:
         assert found is None
     elif names_one:
@@ -190,7 +196,7 @@ def test_an_image_id_that_names_no_manifest_is_never_posted(
 def test_name_version_and_digest_are_of_one_moment(
     spec: str, status: str, image_id: str, expected: tuple[str, str | None, str] | None
 ) -> None:
-    found = resolve_image(spec, status, image_id)
+    found = resolved(spec, status, image_id)
     if expected is None:
         assert found is SkipReason.NO_DIGEST
     else:
@@ -199,8 +205,8 @@ def test_name_version_and_digest_are_of_one_moment(
 
 
 def test_a_name_that_github_would_not_take_is_skipped() -> None:
-    assert resolve_image("a" * (MAX_NAME + 1), "", f"app@{A}") is SkipReason.IMAGE_NAME
-    assert isinstance(resolve_image("a" * MAX_NAME, "", f"app@{A}"), Image)
+    assert resolved("a" * (MAX_NAME + 1), "", f"app@{A}") is SkipReason.IMAGE_NAME
+    assert isinstance(resolved("a" * MAX_NAME, "", f"app@{A}"), Image)
 
 
 REPOSITORIES = st.sampled_from(["app", "ghcr.io/acme/app", "old", "reg.example:5000/app"])
@@ -215,7 +221,7 @@ def test_a_new_tag_never_stands_next_to_an_old_digest(
     """The window of a change in place: the spec is new, status and imageID are still old."""
     (old_tag, new_tag), (old, new) = tags, digests
     for spec in (f"{repository}:{new_tag}", f"{repository}:{new_tag}@{new}", f"{repository}@{new}"):
-        found = resolve_image(spec, f"{repository}:{old_tag}", f"{repository}@{old}")
+        found = resolved(spec, f"{repository}:{old_tag}", f"{repository}@{old}")
         assert isinstance(found, Image)
         assert found.digest == old
         assert found.version in {None, old_tag} or new == old
@@ -242,7 +248,7 @@ NO_MANIFESTS = st.one_of(
 
 @given(name=NAMES, image_id=MANIFESTS)
 def test_a_manifest_is_taken_by_its_digest(name: str, image_id: str) -> None:
-    found = resolve_image(f"{name}:v1", f"{name}:v1", image_id)
+    found = resolved(f"{name}:v1", f"{name}:v1", image_id)
     assert isinstance(found, Image)
     assert image_id.endswith(f"@{found.digest}")
     assert (found.name, found.version) == (name, "v1")
@@ -254,27 +260,30 @@ def test_what_names_no_manifest_is_never_told(
 ) -> None:
     """Only a digest that stands in the spec, and that the status does not contradict, is used."""
     spec = f"{name}:v1" if written is None else f"{name}:v1@sha256:{written}"
-    found = resolve_image(spec, f"{name}:v1", image_id)
+    found = resolved(spec, f"{name}:v1", image_id)
     if written is None:
         assert found is SkipReason.NO_DIGEST
     else:
         assert isinstance(found, Image)
         assert found.digest == f"sha256:{written}"
     # In the midst of a change nothing is known of what runs.
-    assert resolve_image(spec, f"{name}:v0", image_id) is SkipReason.NO_DIGEST
+    assert resolved(spec, f"{name}:v0", image_id) is SkipReason.NO_DIGEST
 
 
 # What the operator says of images.
 
 
-def ruled(name: str, *, images: str = "", repositories: tuple[tuple[str, str], ...] = ()) -> str:
-    """Return the repository that rules give an image, "-" for none, or the reason to skip it."""
+def rules_of(images: str) -> ImageRules:
     globs = images.split()
-    rules = ImageRules(
+    return ImageRules(
         include=tuple(glob for glob in globs if not glob.startswith("!")),
         exclude=tuple(glob[1:] for glob in globs if glob.startswith("!")),
-        repositories=repositories,
     )
+
+
+def ruled(name: str, *, images: str = "", repositories: tuple[tuple[str, str], ...] = ()) -> str:
+    """Return the repository that rules give an image, "-" for none, or the reason to skip it."""
+    rules = replace(rules_of(images), repositories=repositories)
     found = rules.apply(Image(name=name, version=None, digest=A))
     return found.value if isinstance(found, SkipReason) else found.repository or "-"
 
@@ -305,6 +314,54 @@ def test_the_first_rule_that_matches_names_the_repository() -> None:
     assert ruled("nginx", repositories=rules) == "-"
 
 
+@pytest.mark.parametrize(
+    ("images", "recorded"),
+    [
+        ("ghcr.io/acme/*", True),
+        ("registry.local/*", True),
+        ("docker.io/*", False),
+        ("!ghcr.io/acme/*", True),
+        ("!ghcr.io/acme/* !registry.local/*", False),
+    ],
+)
+def test_another_name_that_a_node_has_for_an_image_leaves_it_not_out(
+    images: str, *, recorded: bool
+) -> None:
+    """A staging registry's name for the same content may come first on a node that has both."""
+    found = trace_image("ghcr.io/acme/app:1", "registry.local/a:1", f"registry.local/a@{A}").image
+    assert found == Image(name="registry.local/a", version=None, digest=A, asked="ghcr.io/acme/app")
+    kept = rules_of(images).apply(found)
+    assert kept == (found if recorded else SkipReason.IMAGE)
+
+
+def test_the_repository_of_an_image_goes_by_the_name_it_is_recorded_under_first() -> None:
+    aliased = Image(name="registry.local/a", version=None, digest=A, asked="ghcr.io/acme/app")
+    acme, local = ("ghcr.io/acme/*", "shop"), ("registry.local/*", "other")
+    for rules, repository in [([acme], "shop"), ([acme, local], "other"), ([], None)]:
+        found = ImageRules(repositories=tuple(rules)).apply(aliased)
+        assert isinstance(found, Image)
+        assert found.repository == repository
+
+
+@pytest.mark.parametrize(
+    ("spec", "status", "named"),
+    [
+        ("app:v1", "app:v1", ("app", "v1")),
+        ("app:v1", "docker.io/library/app:v1", ("app", "v1")),
+        ("app:v1", f"sha256:{'e' * 64}", ("app", "v1")),
+        ("app", "app:latest", ("app", None)),
+        ("app:v2", "app:v1", None),
+        ("app:v1", "other:v1", None),
+        ("App:v1", "App:v1", None),
+    ],
+)
+def test_what_has_no_digest_has_a_name_all_the_same(
+    spec: str, status: str, named: tuple[str, str | None] | None
+) -> None:
+    found = trace_image(spec, status, f"sha256:{'c' * 64}")
+    assert (found.image, found.named) == (SkipReason.NO_DIGEST, named)
+
+
 TEXTS = st.one_of(
     st.text(max_size=80),
     st.text(st.characters(categories=["Cs", "Cc", "Cf", "Lu"]), max_size=20),
@@ -316,7 +373,7 @@ MANIFEST = re.compile(r"@sha256:[0-9a-f]{64}\Z")
 
 @given(spec=TEXTS, status=TEXTS, image_id=TEXTS)
 def test_any_texts_give_an_image_a_reason_or_nothing(spec: str, status: str, image_id: str) -> None:
-    found = resolve_image(spec, status, image_id)
+    found = resolved(spec, status, image_id)
     if not isinstance(found, Image):
         assert found is None or isinstance(found, SkipReason)
         assert (found is None) == (not image_id)

@@ -1,6 +1,7 @@
 """What should stand, from the pods that were seen, however they came to be seen."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Final
 
 import pytest
@@ -17,6 +18,9 @@ from tracker.records import Record
 NAME: Final = "shop/web/app"
 JOB: Final = workload("import", kind="Job")
 CRONJOB: Final = workload("nightly", kind="CronJob")
+ALIASED: Final = replace(image(version=None, name="registry.local/stage"), asked="ghcr.io/acme/app")
+"""What a node tells of the image of the letter a that knows it by another name as well."""
+UNTOLD: Final = SkipReason.NO_DIGEST
 
 
 def running(letter: str, uid: str = "uid-1", *, age: int = 0, phase: str = "Running") -> Pod:
@@ -112,6 +116,49 @@ def test_a_finished_job_stands_until_its_pod_goes(owner: object, phase: str) -> 
     assert inventory.living() == frozenset()
     inventory.remove("1")
     assert inventory.judge(name, record()) == Absent()
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        pytest.param(("ghcr.io/acme/app", "v1"), "held", id="same"),
+        pytest.param(("ghcr.io/acme/app", "v2"), "held displaced", id="another-version"),
+        pytest.param(("ghcr.io/acme/app", None), "held displaced", id="no-version"),
+        pytest.param(("ghcr.io/acme/other", "v1"), "held displaced", id="another-name"),
+        pytest.param(None, "held displaced", id="not-in-accord"),
+    ],
+)
+def test_the_same_image_without_a_digest_is_not_taken_for_another(
+    named: tuple[str, str | None] | None, expected: str
+) -> None:
+    """It was brought to the node and not pulled, so its runtime knows no manifest's digest."""
+    moved = pod("2", age=1, containers=[Container(name="app", image=UNTOLD, named=named)])
+    assert judged([moved], acknowledged=record("a")) == expected
+
+
+@pytest.mark.parametrize(
+    ("pods", "acknowledged", "said"),
+    [
+        pytest.param([0, 1], None, ("ghcr.io/acme/app", "v1"), id="an-older-pod-agrees"),
+        pytest.param([1], "a", ("ghcr.io/acme/app", "v1"), id="acknowledged"),
+        pytest.param([1], "b", ("registry.local/stage", None), id="another-is-acknowledged"),
+        pytest.param([1], None, ("registry.local/stage", None), id="nobody-says-otherwise"),
+        pytest.param([2, 1], None, ("registry.local/stage", None), id="older-runs-another"),
+    ],
+)
+def test_how_a_node_calls_an_image_makes_no_other_record_of_it(
+    pods: list[int], acknowledged: str | None, said: tuple[str, str | None]
+) -> None:
+    each = [
+        running("a", "0"),
+        pod("1", age=2, containers=[Container(name="app", image=ALIASED)]),
+        running("b", "2"),
+    ]
+    held = None if acknowledged is None else record(acknowledged)
+    judgement = inventory_of(each[number] for number in pods).judge(NAME, held)
+    assert isinstance(judgement, Deployed)
+    assert judgement.record.digest == digest("a")
+    assert (judgement.record.name, judgement.record.version) == said
 
 
 def test_a_job_that_waits_to_start_again_does_not_speak_before_it_runs() -> None:
@@ -339,7 +386,8 @@ def test_a_job_that_turns_out_to_be_a_cronjobs_gives_its_pods_the_name_of_that()
 
 
 OWNERS = (workload("web"), workload("api"), JOB, CRONJOB)
-IMAGES = st.sampled_from([image("a"), image("b"), SkipReason.NO_DIGEST, None])
+IMAGES = st.sampled_from([image("a"), image("b"), ALIASED, UNTOLD, None])
+NAMED = st.sampled_from([None, (image().name, "v1"), (image().name, "v2")])
 PODS = st.builds(
     pod,
     uid=st.sampled_from("12345"),
@@ -349,7 +397,9 @@ PODS = st.builds(
     phase=st.sampled_from(["Pending", "Running", "Succeeded", "Failed", "Unknown"]),
     terminating=st.booleans(),
     containers=st.lists(
-        st.builds(Container, name=st.sampled_from(["app", "proxy"]), image=IMAGES),
+        st.builds(Container, name=st.sampled_from(["app", "proxy"]), image=IMAGES, named=NAMED).map(
+            lambda each: each if each.image is UNTOLD else replace(each, named=None)
+        ),
         max_size=2,
         unique_by=lambda each: each.name,
     ),
@@ -393,7 +443,9 @@ def oracle(live: list[Pod], template: str, name: str, acknowledged: Record | Non
     if not holding:
         return Absent()
     runs_it = acknowledged is None or any(
-        isinstance(declares.image, Image) and declares.image.digest == acknowledged.digest
+        declares.image.digest == acknowledged.digest
+        if isinstance(declares.image, Image)
+        else declares.named == (acknowledged.name, acknowledged.version)
         for _, declares in holding
     )
     started = [(each, declares) for each, declares in holding if declares.image is not None]
@@ -413,8 +465,14 @@ def oracle(live: list[Pod], template: str, name: str, acknowledged: Record | Non
     newest, declares = ranked[-1]
     if not isinstance(declares.image, Image):
         return Held(displaced=not runs_it)
+    told = declares.image
+    if told == ALIASED:
+        if any(one.image == image() for _, one in (*staying, *leaving)):
+            told = image()
+        elif acknowledged is not None and acknowledged.digest == told.digest:
+            told = replace(told, name=acknowledged.name, version=acknowledged.version)
     return Deployed(
-        record=Record.deployed(name, declares.image, newest.marks),
+        record=Record.deployed(name, told, newest.marks),
         workload=newest.workload,
         container=declares.name,
         displaced=not runs_it,

@@ -151,6 +151,44 @@ async def test_of_pods_in_a_list_one_handler_tells_and_of_changes_both(world: Wo
     assert "Traceback" not in program.said
 
 
+@pytest.mark.fault("W12")
+@pytest.mark.parametrize(
+    ("settings", "status"),
+    [
+        pytest.param(
+            {"IMAGES": "ghcr.io/acme/*"},
+            {
+                "image": "registry.local/stage/app:1",
+                "imageID": f"registry.local/stage/app@{DIGEST}",
+            },
+            id="another-registry-s-name",
+        ),
+        pytest.param({}, {"image": "ghcr.io/acme/app:latest"}, id="another-tag"),
+        pytest.param({}, {"imageID": f"sha256:{'c' * 64}"}, id="no-manifest-s-digest"),
+    ],
+)
+async def test_an_image_that_its_node_has_by_another_name_stays_what_it_is(
+    world: World, settings: dict[str, str], status: dict[str, str]
+) -> None:
+    """A runtime tells one of the names that it has for a content, whichever was asked for."""
+    world.cluster.create(pod("web"))
+    async with world.program(**settings) as program:
+        await world.told("web")
+        moved = pod("web", number=1)
+        moved["status"]["containerStatuses"][0].update(status)
+        world.cluster.create(moved)
+        world.cluster.delete("pods", "shop", "web-abc-0", grace_seconds=0)
+        # When the last of them is told all that was before it was looked at.
+        world.cluster.create(pod("api"))
+        await world.told("api")
+        world.cluster.delete("pods", "shop", "api-abc-0", grace_seconds=0)
+        await world.told("api", status="decommissioned")
+        assert await program.stopped() == 0
+    posts = world.github.posts(name_of("web"))
+    assert len(posts) == 1
+    assert world.github.state(name_of("web")) == ("deployed", DIGEST)
+
+
 async def test_a_stop_waits_for_the_answer_that_is_under_way(world: World) -> None:
     script = world.github.script(hangs(applied=True), times=1)
     world.cluster.create(pod("late"))

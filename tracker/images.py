@@ -26,13 +26,13 @@ __all__ = [
     "Digest",
     "Image",
     "ImageRules",
+    "Named",
     "Reference",
     "Resolution",
     "SkipReason",
     "Source",
     "parse_image_id",
     "parse_reference",
-    "resolve_image",
     "trace_image",
 ]
 
@@ -87,13 +87,19 @@ class Image:
     """
     What GitHub is told of an image: a name of 1-256 characters, a tag of 1-100 or None.
 
-    `repository` is the GitHub repository that the operator's rules name for it, or None.
+    `repository` is the GitHub repository that the operator's rules name for it, or None. `asked`
+    is the name that the pod asks for where the status tells of another image, "" where it asks for
+    none that can be read; None where the two agree, or name and version are the pod's own words
+    after all. A status tells of another one while an in-place change is under way, and for good
+    where the node knows the same content by another name: a runtime tells one of them, whichever
+    was asked for (https://github.com/kubernetes/kubernetes/issues/51017).
     """
 
     name: str
     version: str | None
     digest: Digest
     repository: str | None = None
+    asked: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +110,8 @@ class ImageRules:
     An image is recorded when it matches one of `include` (or there is none) and none of `exclude`.
     `repositories` are (glob, GitHub repository), of which the first that matches counts. A glob
     is held against the name as it is written and as it is written out: `docker.io/library/*`
-    matches `nginx`.
+    matches `nginx`. Where a node knows an image by another name than its pod asks for, it is
+    recorded when either of them is to be: which other names a node knows says nothing of a pod.
     """
 
     include: tuple[str, ...] = ()
@@ -113,12 +120,13 @@ class ImageRules:
 
     def apply(self, image: Image) -> "Image | SkipReason":
         """Return the image with its repository, or why it is not recorded."""
-        if self.leave_out(image.name):
+        names = [name for name in (image.name, image.asked) if name]
+        if all(map(self.leave_out, names)):
             return SkipReason.IMAGE
-        if self.repositories:
-            names = _spellings(image.name)
+        for name in names:
+            spellings = _spellings(name)
             for glob, repository in self.repositories:
-                if _matches(names, [glob]):
+                if _matches(spellings, [glob]):
                     return replace(image, repository=repository)
         return image
 
@@ -139,17 +147,25 @@ class Source(StrEnum):
     IMAGE_ID = "status.imageID"
 
 
+Named = tuple[str, str | None]
+"""An image's name and version."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolution:
     """
-    What a container runs, as `resolve_image` returns it, and how that is known.
+    What a container runs, and how that is known.
 
-    `digest_from` and `name_from` are None where there is no image to tell of.
+    `image` is a reason when it can't be recorded, and None when it is not known yet.
+
+    `digest_from` and `name_from` are None where there is no image to tell of. `named` is what the
+    pod and its status name in accord where that tells no digest: name and version.
     """
 
     image: Image | SkipReason | None
     digest_from: Source | None = None
     name_from: Source | None = None
+    named: Named | None = None
 
 
 EVERY_IMAGE: Final = ImageRules()
@@ -183,23 +199,14 @@ def parse_image_id(image_id: str) -> Reference | None:
     return reference if reference is not None and reference.digest is not None else None
 
 
-def resolve_image(spec_image: str, status_image: str, image_id: str) -> Image | SkipReason | None:
-    """
-    Return the image a container runs, why it can't be recorded, or None if it is not known yet.
-
-    An empty `imageID` means that nothing was started yet: the container is to be looked at
-    again, not skipped.
-    """
-    return trace_image(spec_image, status_image, image_id).image
-
-
 @lru_cache(maxsize=2048)
 def trace_image(spec_image: str, status_image: str, image_id: str) -> Resolution:
     """
-    Return what `resolve_image` does, and which text told what.
+    Return the image a container runs, and which text told what.
 
-    The pods of a workload say the same, and each of them at every change of its state: what was
-    worked out for a few thousand images is remembered.
+    An empty `imageID` means that nothing was started yet: the container is to be looked at
+    again, not skipped. The pods of a workload say the same, and each of them at every change of its
+    state: what was worked out for a few thousand images is remembered.
     """
     if not image_id:
         return Resolution(image=None)
@@ -211,16 +218,17 @@ def trace_image(spec_image: str, status_image: str, image_id: str) -> Resolution
     if running is None:
         # A digest written into the spec names the manifest that the runtime's id does not.
         if not agrees or spec is None or spec.digest is None:
-            return Resolution(image=SkipReason.NO_DIGEST)
+            named = (spec.repository, _version(spec.tag)) if agrees and spec is not None else None
+            return Resolution(image=SkipReason.NO_DIGEST, named=named)
         running, digest_from = spec, Source.SPEC
     name, tag = running.repository, None
+    asked: str | None = "" if spec is None else spec.repository
     if agrees and spec is not None:
-        name, tag, name_from = spec.repository, spec.tag, Source.SPEC
+        name, tag, asked, name_from = spec.repository, spec.tag, None, Source.SPEC
     if len(name) > MAX_NAME:
         return Resolution(image=SkipReason.IMAGE_NAME)
-    version = tag if tag is not None and len(tag) <= MAX_VERSION else None
     assert running.digest is not None  # noqa: S101 - parse_image_id and the branch above hold it
-    image = Image(name=name, version=version, digest=running.digest)
+    image = Image(name=name, version=_version(tag), digest=running.digest, asked=asked)
     return Resolution(image=image, digest_from=digest_from, name_from=name_from)
 
 
@@ -245,6 +253,10 @@ def _same_moment(spec: Reference, status: Reference | None, running: Reference |
     if status.digest is not None and spec.digest is not None:
         return status.digest == spec.digest
     return _familiar(status) == _familiar(spec)
+
+
+def _version(tag: str | None) -> str | None:
+    return tag if tag is not None and len(tag) <= MAX_VERSION else None
 
 
 def _text(reference: Reference) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracker.annotations import NO_MARKS, Marks, Problem
-from tracker.images import Digest, Image, SkipReason
+from tracker.images import Image, SkipReason
 from tracker.pods import Container, Pod, Skipped
 from tracker.records import Record, Status, render
 from tracker.workloads import Workload
@@ -193,7 +193,7 @@ class Inventory:
         if not claims:
             return Absent()
         displaced = acknowledged is not None and not any(
-            _runs(claim.container, acknowledged.digest) for claim in claims
+            _runs(claim.container, acknowledged) for claim in claims
         )
         newest = _newest(claims)
         if newest is None:
@@ -206,6 +206,7 @@ class Inventory:
         image = newest.container.image
         if not isinstance(image, Image):
             return Held(displaced=displaced)
+        image = _named(image, claims, acknowledged)
         return Deployed(
             record=Record.deployed(name, image, self._marks(newest.pod, acknowledged)),
             workload=newest.pod.workload,
@@ -358,5 +359,37 @@ def _newest(claims: Iterable[_Claim]) -> _Claim | None:
     return staying or leaving
 
 
-def _runs(container: Container, digest: Digest) -> bool:
-    return isinstance(container.image, Image) and container.image.digest == digest
+def _runs(container: Container, record: Record) -> bool:
+    """
+    Tell whether a container runs what a record tells of, as far as is known.
+
+    Where a runtime tells no digest of an image, since it was brought to the node and not pulled,
+    its name and version are all that is known: the same ones are no sign that something else runs.
+    """
+    if isinstance(container.image, Image):
+        return container.image.digest == record.digest
+    return container.named == (record.name, record.version)
+
+
+def _named(image: Image, claims: Iterable[_Claim], acknowledged: Record | None) -> Image:
+    """
+    Return an image with the name and version that pods of the same digest ask for in accord.
+
+    A node that knows the content by another name as well tells that one, and a change in place is
+    not done yet: neither makes another image of it. Where no pod's status agrees with what the pod
+    asks for, what was acknowledged of the digest stays.
+    """
+    if image.asked is None:
+        return image
+    agreeing = _newest(
+        claim
+        for claim in claims
+        if isinstance(claim.container.image, Image)
+        and claim.container.image.digest == image.digest
+        and claim.container.image.asked is None
+    )
+    if agreeing is not None and isinstance(agreeing.container.image, Image):
+        return agreeing.container.image
+    if acknowledged is not None and acknowledged.digest == image.digest:
+        return replace(image, name=acknowledged.name, version=acknowledged.version)
+    return image

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from tracker.annotations import NO_MARKS, Marks, read_marks
-from tracker.images import EVERY_IMAGE, Image, ImageRules, SkipReason, resolve_image
+from tracker.images import EVERY_IMAGE, Image, ImageRules, Named, SkipReason, trace_image
 from tracker.workloads import Owner, Workload, workload_of
 
 __all__ = [
@@ -63,10 +63,12 @@ class Container:
     One container that a pod declares, init containers and sidecars included.
 
     `image` is what it runs; a reason when that can't be recorded; None when it is not known yet.
+    `named` is the image's name and version where its runtime tells no digest.
     """
 
     name: str
     image: Image | SkipReason | None
+    named: Named | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -209,8 +211,9 @@ def _containers(
     spec: Mapping[str, object], status: Mapping[str, object], rules: ImageRules
 ) -> Iterator[Container]:
     for name, *texts in _texts(spec, status):
-        image = resolve_image(*texts)
-        yield Container(name=name, image=rules.apply(image) if isinstance(image, Image) else image)
+        found = trace_image(*texts)
+        image = rules.apply(found.image) if isinstance(found.image, Image) else found.image
+        yield Container(name=name, image=image, named=found.named)
 
 
 def _texts(

@@ -381,7 +381,7 @@ def _fits(post: Post, verdict: Verdict | None, refusals: Mapping[str, float]) ->
     image = None if verdict is None else verdict.image
     if image is None or image.digest != state.digest:
         return False
-    return (image.name, image.version) == (state.name, state.version)
+    return image.named_by_node or (image.name, image.version) == (state.name, state.version)
 
 
 def _decommissionable(post: Post, verdict: Verdict | None, refusals: Mapping[str, float]) -> bool:
@@ -394,7 +394,9 @@ def _decommissionable(post: Post, verdict: Verdict | None, refusals: Mapping[str
         return True
     digest = "" if verdict.image is None else verdict.image.digest
     refused = refusals.get(digest, float("inf")) <= post.exchange.arrived
-    return bool(verdict.reason or refused) and post.state.digest not in verdict.carried
+    state = post.state
+    runs = verdict.may_run(state.digest, state.name, state.version)
+    return bool(verdict.reason or refused) and not runs
 
 
 def _phantoms(

@@ -68,11 +68,16 @@ class Scope:
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Image:
-    """What is recorded of an image; `version` is "" where the record has none."""
+    """
+    What is recorded of an image; `version` is "" where the record has none.
+
+    `named_by_node`: the pod asks for another name, which may be told of the digest as well.
+    """
 
     digest: str
     name: str
     version: str = ""
+    named_by_node: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +86,9 @@ class Claim:
     One pod's claim to a deployment name, by the container that has it.
 
     `image` None with a `reason` is an image that can't be recorded, without one an image that the
-    kubelet has not told yet. `rank` orders who may say what stands: 2 running, 1 terminating, 0
-    nobody yet; `newness` orders within it.
+    kubelet has not told yet; `named` is its (name, version) where only its digest is
+    missing. `rank` orders who may say what stands: 2 running, 1 terminating, 0 nobody yet;
+    `newness` orders within it.
     """
 
     deployment_name: str
@@ -93,6 +99,7 @@ class Claim:
     rank: int
     image: Image | None
     reason: str = ""
+    named: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,12 +108,18 @@ class Verdict:
     What must be true of one deployment name that pods claim.
 
     Standing has an `image` and no `reason`; unrecordable has a `reason`; held has neither.
-    `carried` are the digests that pods of this name run, new and old.
+    `carried` are the digests that pods of this name run, new and old, `named` the (name, version)
+    of what they run of which no digest is told.
     """
 
     image: Image | None = None
     reason: str = ""
     carried: frozenset[str] = frozenset()
+    named: frozenset[tuple[str, str]] = frozenset()
+
+    def may_run(self, digest: str, name: str, version: str | None) -> bool:
+        """Tell whether any pod runs this, or what may be this."""
+        return digest in self.carried or (name, version or "") in self.named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,21 +204,32 @@ def verdict_of(
     Return what must be true of the one name that all these claims are to, None when it is gone.
 
     The newest running pod says what stands, a terminating one only when none runs. A pod whose
-    image is not told yet says nothing, so that the one before it stands until it is.
+    image is not told yet says nothing, so that the one before it stands until it is. How its node
+    calls the image counts only while no pod that asks for it by the name it has is there.
     """
     holding = [claim for claim in claims if claim.holds]
     if not holding:
         return None
     carried = frozenset(claim.image.digest for claim in holding if claim.image is not None)
+    named = frozenset(claim.named for claim in holding if claim.named is not None)
     telling = [claim for claim in holding if claim.rank and (claim.image or claim.reason)]
     if not telling:
-        return Verdict(carried=carried)
+        return Verdict(carried=carried, named=named)
     newest = max(telling, key=lambda claim: (claim.rank, claim.newness))
-    if newest.image is None:
-        return Verdict(reason=newest.reason, carried=carried)
-    if not recordable(newest.image.digest):
-        return Verdict(image=newest.image, reason="not-recordable", carried=carried)
-    return Verdict(image=newest.image, carried=carried)
+    image = newest.image
+    if image is None:
+        return Verdict(reason=newest.reason, carried=carried, named=named)
+    if image.named_by_node:
+        same = [
+            (claim.newness, claim.image)
+            for claim in telling
+            if claim.image is not None
+            and claim.image.digest == image.digest
+            and not claim.image.named_by_node
+        ]
+        image = max(same, key=lambda each: each[0], default=(newest.newness, image))[1]
+    reason = "" if recordable(image.digest) else "not-recordable"
+    return Verdict(image=image, reason=reason, carried=carried, named=named)
 
 
 def claims_of(pod: RawPod, scope: Scope) -> tuple[Claim, ...]:
@@ -225,7 +249,7 @@ def claims_of(pod: RawPod, scope: Scope) -> tuple[Claim, ...]:
         name = _filled(scope.template, metadata["namespace"], workload, container["name"])
         if len(name) > MAX_NAME or name in claims:
             continue
-        image, reason = _image(container, status)
+        image, reason, named = _image(container, status)
         claims[name] = Claim(
             deployment_name=name,
             uid=metadata["uid"],
@@ -235,6 +259,7 @@ def claims_of(pod: RawPod, scope: Scope) -> tuple[Claim, ...]:
             rank=_rank(pod, of_job=of_job),
             image=image,
             reason=reason,
+            named=named,
         )
     return tuple(claims.values())
 
@@ -281,7 +306,7 @@ def _compared(
             why = "stands as deployed and no pod carries it"
     elif verdict.reason:
         wanted = "unrecordable"
-        if deployed and deployed not in verdict.carried:
+        if row is not None and deployed and not verdict.may_run(deployed, row.name, row.version):
             why = "a digest stands as deployed that no pod runs"
     elif image is None:
         wanted = "held"
@@ -309,7 +334,7 @@ def _wrong(
         return "runs and is recorded as decommissioned"
     if row.digest != image.digest:
         return "another digest is recorded"
-    if (row.name, row.version or "") not in artifacts[image.digest]:
+    if not image.named_by_node and (row.name, row.version or "") not in artifacts[image.digest]:
         return f"recorded as {row.name}:{row.version or '-'}, not {image.name}:{image.version}"
     return ""
 
@@ -421,9 +446,13 @@ def _containers(pod: RawPod) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]
 # Which image that is
 
 
-def _image(container: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[Image | None, str]:
+def _image(
+    container: Mapping[str, Any], status: Mapping[str, Any]
+) -> tuple[Image | None, str, tuple[str, str] | None]:
     """
     Return the image a container runs, or None and why it can't be recorded.
+
+    The third is its (name, version) where that is all that is known of it.
 
     Only a manifest's digest counts. What the runtime tells instead may be the id of an image's
     configuration, which GitHub can't know: then a digest in the spec is the one that runs, unless
@@ -431,18 +460,18 @@ def _image(container: Mapping[str, Any], status: Mapping[str, Any]) -> tuple[Ima
     """
     image_id = str(status.get("imageID") or "")
     if not image_id:
-        return None, ""
+        return None, "", None
     spec_image = str(container.get("image") or "")
     repository, tag, spec_digest = _parts(spec_image)
     manifest = _MANIFEST.fullmatch(image_id)
     running = "" if manifest is None else manifest["digest"]
     same = _same(spec_image, str(status.get("image") or ""), running)
     if manifest is None and not (same and spec_digest):
-        return None, "no-manifest-digest"
+        return None, "no-manifest-digest", (repository, _version(tag)) if same else None
     if not same and manifest is not None:
         # The spec is ahead of what runs: its tag must not be told with the old digest.
-        return Image(digest=running, name=manifest["repository"]), ""
-    return Image(digest=running or spec_digest, name=repository, version=_version(tag)), ""
+        return Image(digest=running, name=manifest["repository"], named_by_node=True), "", None
+    return Image(digest=running or spec_digest, name=repository, version=_version(tag)), "", None
 
 
 def _version(tag: str) -> str:
