@@ -75,7 +75,24 @@ def test_only_what_is_missing_is_asked_for_again() -> None:
 
 def test_where_the_call_itself_is_refused_one_record_decides() -> None:
     said = BatchRefused(reason="HTTP 404", by_content=False)
-    assert follow(Part(names=names(9)), said, names(9)) == [Part(names=names(9)[:1], deciding=True)]
+    (part,) = follow(Part(names=names(9)), said, names(9)) or []
+    assert part == Part(names=names(9)[:1], deciding=True, others=(names(9)[3], names(9)[6]))
+    (part,) = part.next_decider()
+    assert (part.names, part.others, part.deciding) == (names(9)[3:4], names(9)[6:7], True)
+    (part,) = part.next_decider()
+    assert (part.names, part.others) == (names(9)[6:7], ())
+    assert part.next_decider() == []
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 10])
+def test_each_name_has_its_turn_to_decide(count: int) -> None:
+    said = BatchRefused(reason="HTTP 403", by_content=False)
+    deciders: set[str] = set()
+    for refusals in range(count):
+        (part,) = follow(Part(names=names(count)), said, names(count), refusals=refusals) or []
+        assert len({*part.names, *part.others}) == min(count, 3), "all of them others"
+        deciders |= {*part.names}
+    assert deciders == {*names(count)}
 
 
 def test_what_is_said_of_a_whole_batch_is_said_of_each() -> None:

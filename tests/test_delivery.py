@@ -964,6 +964,24 @@ async def test_where_batches_are_refused_one_record_decides() -> None:
 
 
 @pytest.mark.fault("G14")
+@pytest.mark.parametrize("reason", ["HTTP 404", "HTTP 403 Forbidden"])
+async def test_where_batches_are_refused_what_may_not_be_written_holds_nobody_up(
+    reason: str,
+) -> None:
+    """Once, the first name of all decided, for ever, and nothing else was sent."""
+    async with scene(batches=True) as on:
+        on.sender.whole = lambda _records: BatchRefused(reason=reason, by_content=False)
+        refused = [f"shop/web/app-{number:04}" for number in (*range(14), *range(27, 40))]
+        for name in refused:
+            on.sender.answers[name] = [Forbidden(reason="HTTP 403 Forbidden")] * 1000
+        on.see(*many(40))
+        await asyncio.sleep(180)
+        assert on.told.lines.count("OK a deployed") == 13
+        parked = {each.deployment_name for each in on.ledger.entries() if each.is_refused}
+        assert parked == {*refused}
+
+
+@pytest.mark.fault("G14")
 async def test_where_nothing_may_be_written_all_sending_pauses_and_one_request_probes() -> None:
     async with scene(batches=True) as on:
         on.sender.whole = lambda _records: BatchRefused(reason="HTTP 403", by_content=False)

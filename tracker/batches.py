@@ -28,6 +28,8 @@ MAX_BATCH = 1000
 """Records that GitHub takes in one call."""
 SINGLES_SECONDS = 3600.0
 """How long nothing is sent in batches after one was refused whose record alone was taken."""
+DECIDERS = 3
+"""So many records are asked for alone before a token counts as one that may write nothing."""
 SMALL_FAILURES = 3
 """So many batches of next to nothing that fail, while single records get through, are enough."""
 
@@ -41,13 +43,15 @@ class Part:
     Names whose records are sent together, and why it is these.
 
     `repeated`: a batch with them left open what became of each. `halved`: and then a larger one
-    was cut into this. `deciding`: this one alone shows whether it is the batch that is refused.
+    was cut into this. `deciding`: this one alone shows whether it is the batch that is refused;
+    `others` are asked after it, one by one, if it is refused for its own sake as well.
     """
 
     names: tuple[str, ...]
     repeated: bool = False
     halved: bool = False
     deciding: bool = False
+    others: tuple[str, ...] = ()
 
     def halves(self, names: tuple[str, ...] | None = None) -> list["Part"]:
         """Return the halves of these names of it, or of all; the first half is the last."""
@@ -55,6 +59,10 @@ class Part:
         middle = (len(names) + 1) // 2
         halves = names[middle:], names[:middle]
         return [replace(self, names=half, halved=True) for half in halves if half]
+
+    def next_decider(self) -> list["Part"]:
+        """Return the part that decides when this one could not, none when that was the last."""
+        return [replace(self, names=self.others[:1], others=self.others[1:])] if self.others else []
 
 
 class Batching:
@@ -111,17 +119,21 @@ def said_of_each(said: BatchAnswer, count: int) -> tuple[Said, ...]:
     )
 
 
-def follow(part: Part, said: BatchAnswer, left: tuple[str, ...]) -> list[Part] | None:
+def follow(
+    part: Part, said: BatchAnswer, left: tuple[str, ...], *, refusals: int = 0
+) -> list[Part] | None:
     """
     Return how to go on with the names that an answer to a part left open, the last one first.
 
-    None says that answers to batches can't be read at all.
+    None says that answers to batches can't be read at all. `refusals` says how many batches were
+    refused before: each time it is others that decide.
     """
     if not left:
         return []
     match said:
         case BatchRefused(by_content=False):
-            return [Part(names=left[:1], deciding=True)]
+            first, *others = _deciders(left, refusals)
+            return [Part(names=(first,), deciding=True, others=tuple(others))]
         case BatchRefused():
             return part.halves(left)
         case BatchUnclear() if part.halved:
@@ -130,3 +142,14 @@ def follow(part: Part, said: BatchAnswer, left: tuple[str, ...]) -> list[Part] |
             return part.halves(left)
         case _:
             return [replace(part, names=left, repeated=True)]
+
+
+def _deciders(names: tuple[str, ...], turn: int) -> tuple[str, ...]:
+    """
+    Return a few names from all over, others in each turn until all had theirs.
+
+    What the token may not write lies together: names are sorted, by namespace first.
+    """
+    count = min(DECIDERS, len(names))
+    apart = len(names) // count
+    return tuple(names[(turn + number * apart) % len(names)] for number in range(count))

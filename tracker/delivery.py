@@ -222,6 +222,7 @@ class Delivery:
         self._pace = pace
         self._workers = workers
         self._batching = Batching(permitted=batches)
+        self._refused_batches = 0
         self._chance = chance
         self._not_found_seconds = not_found_seconds
         self._queue: asyncio.Queue[str] = asyncio.Queue()
@@ -569,7 +570,7 @@ class Delivery:
             self._tried_at = asyncio.get_running_loop().time()  # what is halved is not taken anew
             planned = await self._plan(part.names, behind=behind)
             if not planned:
-                return []
+                return part.next_decider()
             intended = [self._intend(each) for each in planned]
             await self._ledger.put(*intended)
             # Nothing has left yet. A limit may have come while the intents were written, or a pod.
@@ -579,11 +580,10 @@ class Delivery:
                 names = {each.send.record.deployment_name for each in stale}
                 intended = [each for each in intended if each.deployment_name not in names]
             if not intended:
-                return []
+                return part.next_decider()
             records = [each.sent for each in intended if each.sent is not None]
             if len(records) == 1:
-                await self._post_single(intended[0], records[0], part)
-                return []
+                return await self._post_single(intended[0], records[0], part)
             return await self._post_batch(intended, records, part)
 
     async def _plan(self, names: Sequence[str], *, behind: bool) -> list[_Planned]:
@@ -651,15 +651,21 @@ class Delivery:
         if fresh:
             await self._ledger.forget(*fresh)
 
-    async def _post_single(self, intended: Entry, record: Record, part: Part) -> None:
-        said = await self._sender.send(record)
-        self._batching.note(said, 1, now=asyncio.get_running_loop().time())
+    async def _post_single(self, intended: Entry, record: Record, part: Part) -> list[Part]:
+        answer = await self._sender.send(record)
+        self._batching.note(answer, 1, now=asyncio.get_running_loop().time())
+        if part.deciding and isinstance(answer, Forbidden) and (following := part.next_decider()):
+            # It may be the record alone, which will hear that again once batches are out of it.
+            said = BatchRefused(reason=answer.reason, by_content=False)
+            await self._conclude([intended], [said], said)
+            return following
         if part.deciding:
-            said = self._decide(said)
-        await self._conclude([intended], [said], said)
+            answer = self._decide(answer)
+        await self._conclude([intended], [answer], answer)
+        return []
 
     def _decide(self, said: Answer) -> Answer:
-        """Judge by the answer to one record alone why the batch with it was refused."""
+        """Judge by the answer to the last record alone why the batch with it was refused."""
         if isinstance(said, Forbidden):
             # It is not the batch: nothing may be written, and to ask for each would not help.
             return Unauthorized(reason=said.reason, valid=True)
@@ -683,7 +689,9 @@ class Delivery:
             for record, one in zip(records, each, strict=True)
             if isinstance(one, BatchUnclear | BatchRefused)
         )
-        following = follow(part, said, left)
+        following = follow(part, said, left, refusals=self._refused_batches)
+        if isinstance(said, BatchRefused) and not said.by_content:
+            self._refused_batches += 1
         if following is None:
             self._send_singly("answers to batches can't be read")
         return following or []
