@@ -14,6 +14,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from tests.support.builders import container, digest, pod, record
+from tracker.annotations import Marks
 from tracker.answers import (
     Acknowledged,
     Answer,
@@ -30,7 +31,7 @@ from tracker.answers import (
     Unauthorized,
     Unconfirmed,
 )
-from tracker.delivery import GATHER_SECONDS, Delivery
+from tracker.delivery import GATHER_SECONDS, RESERVED_BYTES, Delivery
 from tracker.entries import SETTLE_SECONDS, Account, Entry, State, account_of
 from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.images import Digest, Image
@@ -62,7 +63,8 @@ class ScriptedSender:
     """
     A sender that answers what it was told, by name, and acknowledges after that.
 
-    Each send takes `seconds`. It fails the test when two of one name are under way together.
+    Each send takes `seconds`. `twice` are the names of which two were under way together, which
+    the scene looks at in the end: an error here would be taken for one of the name.
     """
 
     def __init__(self, *, seconds: float = 0.1) -> None:
@@ -71,6 +73,7 @@ class ScriptedSender:
         self.always: Answer = OK
         self.seconds = seconds
         self.under_way: set[str] = set()
+        self.twice: set[str] = set()
         self.most_at_once = 0
         self.on_send: Callable[[Record], None] = lambda _record: None
         self.batches: list[tuple[str, ...]] = []
@@ -79,7 +82,7 @@ class ScriptedSender:
     async def send(self, record: Record) -> Answer:
         """Answer as scripted."""
         name = record.deployment_name
-        assert name not in self.under_way, f"{name} is sent twice at once"
+        self.twice |= {name} & self.under_way
         self.under_way.add(name)
         self.most_at_once = max(self.most_at_once, len(self.under_way))
         try:
@@ -98,7 +101,7 @@ class ScriptedSender:
         """
         self.batches.append(tuple(record.deployment_name for record in records))
         names = {record.deployment_name for record in records}
-        assert not names & self.under_way, "a name is sent twice at once"
+        self.twice |= names & self.under_way
         self.under_way |= names
         try:
             now = asyncio.get_running_loop().time()
@@ -264,15 +267,20 @@ class Scene:
 
 @asynccontextmanager
 async def scene(
-    *, workers: int = 2, ledger: MemoryLedger | None = None, batches: bool = False
+    *,
+    workers: int = 2,
+    ledger: MemoryLedger | None = None,
+    batches: bool = False,
+    pace: Pace | None = None,
 ) -> AsyncIterator[Scene]:
-    made = Scene(workers=workers, ledger=ledger, batches=batches)
+    made = Scene(workers=workers, ledger=ledger, batches=batches, pace=pace)
     made.pace.open()
     made.run = asyncio.create_task(made.delivery.run())
     try:
         yield made
     finally:
         await made.cancel()
+    assert not made.sender.twice
 
 
 def running(letter: str = "a", *, uid: str = "uid-1", app: str = "app") -> Pod:
@@ -387,6 +395,34 @@ async def test_one_request_of_a_name_is_under_way_at_most_and_workers_share_the_
         for entry in on.ledger.entries():
             assert entry.acknowledged is not None
             assert entry.acknowledged.digest[-1] == "d"
+
+
+async def test_the_backlog_is_what_waits_and_what_is_with_a_worker() -> None:
+    async with scene(workers=2) as on:
+        on.sender.seconds = 5.0
+        on.see(*many(5))
+        # What was acknowledged is looked at once more.
+        for left in (5, 5, 1, 0):
+            await asyncio.sleep(0.1)
+            assert on.delivery.backlog == left
+            await asyncio.sleep(4.95)
+
+
+async def test_work_was_tried_when_it_came_after_none_and_whenever_a_name_is_taken() -> None:
+    """Liveness judges a queue by that: one that was empty for days is not one that hangs."""
+    on = Scene(workers=1)
+    on.run = asyncio.create_task(on.delivery.run())
+    await asyncio.sleep(1000)
+    on.see(running("a"))
+    began = waited()
+    assert on.delivery.tried_at == began
+    await asyncio.sleep(10)
+    on.see(running("a", uid="2", app="other"))
+    assert on.delivery.tried_at == began, "nothing was taken yet"
+    on.pace.open()
+    await asyncio.sleep(1)
+    assert on.delivery.tried_at > began + 10
+    await on.cancel()
 
 
 async def test_a_slow_name_does_not_hold_the_others_up() -> None:
@@ -584,9 +620,9 @@ async def test_a_drain_waits_for_what_is_queued_and_for_due_retries() -> None:
         for app in range(30):
             on.see(running(uid=f"many-{app}", app=f"app-{app}"))
         on.see(running("a"))
-        began = waited()
         assert await on.delivery.drain(20) == 0
-        assert waited() - began < 20
+        last = max(when for when, _ in on.sender.sent)
+        assert waited() - last == pytest.approx(on.sender.seconds, abs=0.2), "and no longer"
         assert on.entry().acknowledged == record("a")
         assert on.told.lines.count("OK a deployed") == 31
 
@@ -618,6 +654,18 @@ async def test_a_drain_does_not_wait_for_a_pause_that_outlasts_it() -> None:
         on.pace.note(Limited(reason="HTTP 429", pause_seconds=600))
         began = waited()
         assert await on.delivery.drain(20) == 1
+        assert waited() - began < 1
+
+
+async def test_a_drain_does_not_wait_for_what_is_due_within_a_pause_that_outlasts_it() -> None:
+    async with scene() as on:
+        on.sender.answers[NAME] = [UNSENT]
+        on.see(running("a"))
+        await asyncio.sleep(0.5)
+        on.pace.note(Limited(reason="HTTP 429", pause_seconds=600))
+        on.see(running("a", uid="2", app="other"))
+        began = waited()
+        assert await on.delivery.drain(20) == 2, "what waits to be asked for again is left, too"
         assert waited() - began < 1
 
 
@@ -891,7 +939,112 @@ async def test_a_batch_is_bounded_in_bytes() -> None:
         ]
         assert len(on.ledger.entries()) == 3000
         assert max(map(len, on.sender.batches)) <= 1000
-        assert 256 * 1024 < max(sizes) <= 512 * 1024
+        most = max(sizes)
+        assert 256 * 1024 < most <= 512 * 1024 - RESERVED_BYTES + 1024, "there is room for the rest"
+        # What goes behind goes together no more than that.
+        on.sender.always = Forbidden(reason="HTTP 403")
+        repeated = len(on.sender.batches)
+        for name in sent:
+            on.delivery.repost(name)
+        await asyncio.sleep(60)
+        behind = on.sender.batches[repeated:]
+        sizes = [sum(len(json.dumps(sent[name].fields())) for name in batch) for batch in behind]
+        assert sum(map(len, behind)) == 3000
+        assert 256 * 1024 < max(sizes) <= most
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "reposted"])
+async def test_what_goes_behind_goes_together_and_no_more_than_github_takes(
+    *, refused: bool
+) -> None:
+    async with scene(batches=True) as on:
+        if refused:
+            on.sender.always = Forbidden(reason="HTTP 403")
+        on.see(*many(1200))
+        await asyncio.sleep(10)
+        first = len(on.sender.batches)
+        on.sender.always = OK
+        if not refused:
+            for app in letters(1200):
+                on.delivery.repost(f"shop/web/{app}")
+        on.see(running("b", uid="new", app="new"))
+        await asyncio.sleep(30)
+        assert [len(batch) for batch in on.sender.batches[first:]] == [1000, 200]
+        assert on.told.lines.count("OK a deployed") == (1200 if refused else 2400)
+
+
+@pytest.mark.parametrize("refused", [True, False], ids=["refused", "reposted"])
+async def test_what_is_new_goes_before_what_was_refused_or_is_only_posted_again(
+    *, refused: bool
+) -> None:
+    pace = Pace(rate=1.0, burst=4, chance=lambda: 0.5)
+    async with scene(pace=pace) as on:
+        if refused:
+            on.sender.always = Forbidden(reason="HTTP 403")
+        on.see(*many(40))
+        await asyncio.sleep(60)
+        on.sender.always = OK
+        if not refused:
+            for app in letters(40):
+                on.delivery.repost(f"shop/web/{app}")
+        on.see(running("b", uid="new", app="new"))
+        await asyncio.sleep(10)
+        assert 5 <= len(on.sender.sent) - 41 < 20, "the others are on their way"
+        on.see(*(running("c", uid=f"new-{each}", app=f"new-{each}") for each in range(3)))
+        began = waited()
+        await asyncio.sleep(6)
+        new = [when - began for when, each in on.sender.sent if each.digest == digest("c")]
+        assert len(new) == 3
+        assert max(new) < 3
+
+
+async def test_half_of_what_may_go_at_once_is_for_what_is_new() -> None:
+    pace = Pace(rate=0.1, burst=4, chance=lambda: 0.5)
+    async with scene(pace=pace, workers=4) as on:
+        on.see(*many(4))
+        began = waited()
+        await asyncio.sleep(1)
+        assert [when - began for when, _ in on.sender.sent] == pytest.approx([0.0] * 4)
+        await asyncio.sleep(100)
+        for app in letters(4):
+            on.delivery.repost(f"shop/web/{app}")
+        await asyncio.sleep(3)
+        assert len(on.sender.sent) == 4 + 2
+        on.see(*(running("b", uid=f"new-{each}", app=f"new-{each}") for each in range(2)))
+        await asyncio.sleep(1)
+        assert on.sender.digests[-2:] == "bb"
+
+
+async def test_a_name_that_is_queued_behind_and_before_is_sent_once_at_a_time() -> None:
+    async with scene(workers=1) as on:
+        on.sender.seconds = 3.0
+        on.sender.always = Forbidden(reason="HTTP 403")
+        on.see(*many(5))
+        await asyncio.sleep(60)
+        on.sender.always = OK
+        on.see(running("b", uid="new", app="new"))
+        for turn in range(40):
+            await asyncio.sleep(0.5)
+            on.see(*many(5, "bc"[turn % 2]))
+        await asyncio.sleep(60)
+        assert {each.acknowledged.digest for each in on.ledger.entries() if each.acknowledged} == {
+            digest("b"),
+            digest("c"),
+        }
+
+
+async def test_names_that_wait_for_a_digest_go_when_another_answer_shows_that_it_is_known() -> None:
+    async with scene() as on:
+        on.sender.always = UNKNOWN
+        on.see(running("a"))
+        await asyncio.sleep(1)
+        on.see(running("a", uid="2", app="other"))
+        await asyncio.sleep(60)
+        on.sender.always = OK
+        marks = Marks(repository="shop")
+        on.see(pod("3", containers=[container("third")], marks=marks))
+        await asyncio.sleep(5)
+        assert on.told.lines.count("OK a deployed") == 3
 
 
 @pytest.mark.fault("G15")
