@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -370,7 +371,9 @@ def test_each_component_goes_over_either_kind_of_rights(
 ) -> None:
     namespace = "elsewhere"
     alone = list(yaml.safe_load_all(rendered(over) or ""))
-    manifests = rendered_with(component, folder=tmp_path, over=over, more={"namespace": namespace})
+    needed = ["persistence"] if component == "cronjob" else []
+    more = {"namespace": namespace}
+    manifests = rendered_with(*needed, component, folder=tmp_path, over=over, more=more)
     keys = [(each["kind"], each["metadata"]["name"]) for each in manifests]
     assert len(set(keys)) == len(keys)
     replaced = {"Deployment"} if component == "cronjob" else set()
@@ -548,7 +551,7 @@ def seconds_of_once() -> float:
 def test_the_cronjob_component_runs_the_same_pod_now_and_then(tmp_path: Path, over: str) -> None:
     (tmp_path / "deployment").mkdir()
     expected = rendered_with("persistence", folder=tmp_path / "deployment", over=over)
-    manifests = rendered_with("cronjob", folder=tmp_path, over=over)
+    manifests = rendered_with("persistence", "cronjob", folder=tmp_path, over=over)
     kinds = [manifest["kind"] for manifest in manifests]
     assert "Deployment" not in kinds
     cronjob = one(manifests, "CronJob")
@@ -570,6 +573,25 @@ def test_the_cronjob_component_runs_the_same_pod_now_and_then(tmp_path: Path, ov
 
 def test_the_cronjob_has_what_components_before_it_changed_in_the_pod(tmp_path: Path) -> None:
     wanted = container_of(rendered_with("workloads", folder=tmp_path))["env"]
-    cronjob = one(rendered_with("workloads", "cronjob", folder=tmp_path), "CronJob")
+    before = "workloads", "persistence"
+    cronjob = one(rendered_with(*before, "cronjob", folder=tmp_path), "CronJob")
     (container,) = cronjob["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["env"] == wanted
+
+
+def test_the_cronjob_goes_over_the_production_overlay(tmp_path: Path) -> None:
+    manifests = rendered_with("cronjob", folder=tmp_path, over="overlays/production")
+    pod = one(manifests, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    claim = one(manifests, "PersistentVolumeClaim")
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "data")
+    assert volume["persistentVolumeClaim"] == {"claimName": claim["metadata"]["name"]}
+    (workloads,) = (each for each in pod["containers"][0]["env"] if each["name"] == "WORKLOADS")
+    assert workloads["value"] == "true"
+
+
+def test_the_cronjob_can_not_be_had_without_a_claim_for_its_ledger(tmp_path: Path) -> None:
+    """Each run would begin with nothing, and take back nothing, ever."""
+    rendered_with("persistence", "cronjob", folder=tmp_path)
+    with pytest.raises(subprocess.CalledProcessError) as failed:
+        rendered_with("cronjob", folder=tmp_path)
+    assert "persistentVolumeClaim" in failed.value.stderr

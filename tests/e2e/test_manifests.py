@@ -126,7 +126,8 @@ def test_the_server_takes_the_cronjob_component(
     (tmp_path / "kustomization.yaml").write_text(
         "apiVersion: kustomize.config.k8s.io/v1beta1\nkind: Kustomization\n"
         f"namespace: {NOW_AND_THEN}\nresources: [{root}/base]\n"
-        f"components: [{root}/components/workloads, {root}/components/cronjob]\n"
+        f"components: [{root}/components/workloads, {root}/components/persistence,"
+        f" {root}/components/cronjob]\n"
     )
     text = render(tmp_path)
     if text is None:
