@@ -305,6 +305,13 @@ def test_a_command_is_told_of_mistakes_in_its_own_settings_only() -> None:
 def test_the_organisation_may_be_left_out_where_it_is_not_needed() -> None:
     assert load({}, {}, needs_org=False).org == ""
     assert load({}, {"ORG": "acme"}, needs_org=False).identity.org == "acme"
+
+
+def test_an_organisation_is_the_same_one_in_any_case() -> None:
+    """Otherwise `ORG=Acme` for `acme` leaves the records to nobody, and retires them in use."""
+    one, other = (load({}, {"ORG": org}, needs_org=False) for org in ("acme", "Acme"))
+    assert one.identity == other.identity
+    assert other.scope.org == "Acme", "as it is written, to GitHub"
     with pytest.raises(SettingsError, match="ORG"):
         load({}, {"ORG": "a b"}, needs_org=False)
     with pytest.raises(SettingsError, match="ORG: required"):

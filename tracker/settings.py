@@ -662,10 +662,14 @@ class Settings(BaseSettings):
 
     @property
     def identity(self) -> Identity:
-        """Return whose records the ledger's entries are about."""
+        """
+        Return whose records the ledger's entries are about.
+
+        GitHub takes an organisation's name in any case: by another one it is no other organisation.
+        """
         return Identity(
             api_host=urlsplit(self.base_url).netloc,
-            org=self.org,
+            org=self.org.lower(),
             logical_environment=self.logical_environment,
             physical_environment=self.physical_environment,
             cluster=self.cluster,
