@@ -31,7 +31,7 @@ from tracker.answers import (
     Unauthorized,
     Unconfirmed,
 )
-from tracker.delivery import GATHER_SECONDS, RESERVED_BYTES, Delivery
+from tracker.delivery import GATHER_SECONDS, Delivery
 from tracker.entries import SETTLE_SECONDS, Account, Entry, State, account_of
 from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.images import Digest, Image
@@ -311,6 +311,7 @@ async def test_what_runs_is_posted_once_and_told_once() -> None:
 
 async def test_each_answer_is_counted_and_what_waits_is_timed_until_it_is_acknowledged() -> None:
     async with scene() as on:
+        await asyncio.sleep(1000)
         on.sender.answers[NAME] = [LOST, LOST]
         on.see(running("a"))
         began = waited()
@@ -449,6 +450,40 @@ async def test_a_failure_is_asked_again_with_a_growing_wait_and_told_once() -> N
         ]
 
 
+async def test_a_failure_for_another_reason_is_told_whichever_it_is() -> None:
+    async with scene() as on:
+        reasons = ["timeout", "connection refused", "connection refused", "timeout"]
+        on.sender.answers[NAME] = [Failed(reason=reason, landed=False) for reason in reasons]
+        on.see(running("a"))
+        await asyncio.sleep(600)
+        assert on.told.lines == [
+            "FAILED a timeout",
+            "FAILED a connection refused",
+            "FAILED a timeout",
+            "OK a deployed",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        pytest.param(Limited(reason="HTTP 429", pause_seconds=7.0), "warning", id="it-passes"),
+        pytest.param(Unauthorized(reason="HTTP 401"), "error", id="somebody-must-see-to-it"),
+    ],
+)
+async def test_a_pause_is_told_as_loudly_as_somebody_must_see_to_it(
+    answer: Answer, level: str
+) -> None:
+    async with scene() as on:
+        on.sender.answers[NAME] = [answer]
+        with capture_logs() as logs:
+            on.see(running("a"))
+            await asyncio.sleep(5)
+        (line,) = (each for each in logs if each["event"] == "sending paused")
+        assert line["log_level"] == level
+        assert line["reason"] == getattr(answer, "reason", None)
+
+
 async def test_what_never_left_is_dropped_when_it_is_rolled_back() -> None:
     """Once, it stayed in the ledger, and the name counted as pending."""
     async with scene() as on:
@@ -481,6 +516,8 @@ async def test_what_github_never_knew_is_forgotten_when_it_is_gone() -> None:
         on.see(running("a"))
         await asyncio.sleep(10)
         on.lose()
+        await asyncio.sleep(1)
+        assert on.delivery.pending_since is None, "nobody waits for it"
         await asyncio.sleep(1e5)
         assert on.sender.digests == "a"
         assert list(on.ledger.entries()) == []
@@ -659,9 +696,9 @@ async def test_a_drain_does_not_wait_for_a_pause_that_outlasts_it() -> None:
 
 async def test_a_drain_does_not_wait_for_what_is_due_within_a_pause_that_outlasts_it() -> None:
     async with scene() as on:
-        on.sender.answers[NAME] = [UNSENT]
+        on.sender.answers[NAME] = [UNSENT] * 9
         on.see(running("a"))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(20)  # the next attempt is due in ten seconds or so
         on.pace.note(Limited(reason="HTTP 429", pause_seconds=600))
         on.see(running("a", uid="2", app="other"))
         began = waited()
@@ -940,7 +977,7 @@ async def test_a_batch_is_bounded_in_bytes() -> None:
         assert len(on.ledger.entries()) == 3000
         assert max(map(len, on.sender.batches)) <= 1000
         most = max(sizes)
-        assert 256 * 1024 < most <= 512 * 1024 - RESERVED_BYTES + 1024, "there is room for the rest"
+        assert 256 * 1024 < most <= (512 - 15) * 1024, "there is room for what surrounds them"
         # What goes behind goes together no more than that.
         on.sender.always = Forbidden(reason="HTTP 403")
         repeated = len(on.sender.batches)
@@ -1017,20 +1054,16 @@ async def test_half_of_what_may_go_at_once_is_for_what_is_new() -> None:
 
 async def test_a_name_that_is_queued_behind_and_before_is_sent_once_at_a_time() -> None:
     async with scene(workers=1) as on:
-        on.sender.seconds = 3.0
-        on.sender.always = Forbidden(reason="HTTP 403")
         on.see(*many(5))
         await asyncio.sleep(60)
-        on.sender.always = OK
-        on.see(running("b", uid="new", app="new"))
-        for turn in range(40):
-            await asyncio.sleep(0.5)
-            on.see(*many(5, "bc"[turn % 2]))
+        on.sender.seconds = 3.0
+        for app in letters(5):
+            on.delivery.repost(f"shop/web/{app}")
+        await asyncio.sleep(1)
+        on.see(*many(5, "b"))
         await asyncio.sleep(60)
-        assert {each.acknowledged.digest for each in on.ledger.entries() if each.acknowledged} == {
-            digest("b"),
-            digest("c"),
-        }
+        # The scene sees in the end that none was sent twice at once.
+        assert on.sender.digests == "aaaaa" + "a" + "bbbbb", "of one the repost was under way"
 
 
 async def test_names_that_wait_for_a_digest_go_when_another_answer_shows_that_it_is_known() -> None:
@@ -1181,6 +1214,29 @@ async def test_a_long_outage_is_probed_by_one_request_and_all_follows_at_once() 
         assert max(when for when, _ in on.sender.sent) - came_back < 75
 
 
+async def test_when_the_way_to_github_is_there_again_nobody_waits_for_the_end_of_a_backoff() -> (
+    None
+):
+    async with scene() as on:
+        on.sender.answers[NAME] = [UNSENT] * 9
+        on.see(running("a"))
+        tried = asyncio.Event()
+        while len(on.sender.sent) < 9:
+            tried.clear()
+            on.sender.on_send = lambda _record: tried.set()
+            await tried.wait()
+        # It is not to be asked for again for minutes. Now nothing gets through, and then all does.
+        on.sender.always = UNSENT
+        on.see(*many(6))
+        await asyncio.sleep(20)
+        on.sender.always = OK
+        failed = len(on.sender.sent)
+        await asyncio.sleep(40)
+        back = [when for when, _ in on.sender.sent[failed:]]
+        assert len(back) == 7
+        assert max(back) - min(back) < 2
+
+
 async def test_where_batches_fail_and_singles_do_not_it_is_singles_for_an_hour() -> None:
     async with scene(batches=True) as on:
         on.sender.whole = lambda _records: Failed(reason="HTTP 502 Bad Gateway", landed=True)
@@ -1225,6 +1281,21 @@ async def test_a_digest_that_becomes_known_is_posted_for_every_name() -> None:
         on.sender.always = OK
         await asyncio.sleep(200)
         assert on.told.lines.count("OK a deployed") == 30
+
+
+async def test_a_digest_that_github_has_elsewhere_is_asked_for_by_each_name() -> None:
+    """It is known: that it is not found under one name says something of that name only."""
+    async with scene() as on:
+        on.see(running("a"))
+        await asyncio.sleep(5)
+        on.sender.always = UNKNOWN
+        on.see(running("a", uid="2", app="two"))
+        await asyncio.sleep(5)
+        on.sender.always = OK
+        on.see(running("a", uid="3", app="three"))
+        await asyncio.sleep(5)
+        assert on.sender.digests == "aaa"
+        assert account_of(on.entry("shop/web/three")) is Account.ACKNOWLEDGED
 
 
 async def test_a_name_of_an_unknown_digest_does_not_ask_and_is_told_why() -> None:
