@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.commands import ledger_of
 from tests.support.program import Program, tracker_run
 from tests.support.simulated import (
     DIGEST,
@@ -181,6 +182,41 @@ async def test_fix_posts_nothing_of_a_namespace_that_is_not_watched(world: World
     assert findings(found) == {name_of("web"): "missing"}
     assert found["fixed"] is False
     assert world.github.deployed() == {}
+
+
+async def test_what_is_absent_by_another_cluster_s_ledger_is_not_judged(world: World) -> None:
+    """Once, a name that nothing runs "agreed": what the tracker holds was taken for what stands."""
+    await converged(world, "gone", "web")
+    world.cluster.delete("pods", "shop", "gone-abc-0", grace_seconds=0)
+    path = world.folder / "ledger.db"
+    async with ledger_of(world.environ(), path, []) as ledger:
+        await ledger.adopt_cluster("0" * 64)
+    found = await audited(world, code=1)
+    assert findings(found) == {name_of("gone"): "not judged", name_of("web"): "agrees"}
+    assert found["agree"] is False
+    gone = found["names"][name_of("gone")]
+    assert (gone["cluster"], gone["github"]) == (None, "a record")
+    assert "LEDGER_ADOPT" in gone["reason"]
+    async with command(world, "audit") as program:
+        assert await program.ended() == 1
+    assert "2 names: 1 agrees, 1 not judged" in program.stdout
+    assert "the ledger was kept for another cluster" in program.said
+    found = await audited(world, "--fix", code=1)
+    assert findings(found)[name_of("gone")] == "not judged"
+    assert world.github.state(name_of("gone")) == ("deployed", DIGEST)
+
+
+async def test_what_another_instance_may_watch_is_not_judged_and_no_difference(
+    world: World,
+) -> None:
+    await converged(world, "web")
+    found = await audited(world, "-namespace", "another", code=0)
+    assert findings(found) == {name_of("web"): "not judged"}
+    assert "NAMESPACE" in found["names"][name_of("web")]["reason"]
+    async with command(world, "audit", "-namespace", "another") as program:
+        assert await program.ended() == 0
+    assert "1 names: 1 not judged" in program.stdout
+    assert any("not judged: its namespace is not watched" in line for line in program.stdout)
 
 
 async def test_an_answer_that_is_not_whole_makes_nothing_missing(world: World) -> None:

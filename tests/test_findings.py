@@ -156,6 +156,31 @@ def test_a_name_that_github_never_heard_of_and_nothing_runs_is_no_finding() -> N
     assert compare({NAME: ABSENT}, known, {}, scope=SCOPE) == []
 
 
+NOT_WATCHED = "its namespace is not watched"
+
+
+@pytest.mark.parametrize(
+    ("known", "answers", "finding", "reason"),
+    [
+        pytest.param(DEPLOYED, answer(OURS), Finding.NOT_JUDGED, NOT_WATCHED, id="stands"),
+        pytest.param(SENDING, answer(OURS), Finding.NOT_JUDGED, NOT_WATCHED, id="open"),
+        pytest.param(DECOMMISSIONED, answer(OURS), Finding.AGREES, "", id="taken-back"),
+        pytest.param(DEPLOYED, answer(), Finding.MISSING, "", id="lost"),
+        pytest.param(DEPLOYED, answer(ELSEWHERE), Finding.ELSEWHERE, "prod/eu/c2", id="elsewhere"),
+        pytest.param(DEPLOYED, {}, Finding.NOT_ASKED, "", id="no-answer"),
+    ],
+)
+def test_what_the_cluster_can_t_speak_of_is_held_against_github_only(
+    known: Entry, answers: dict[Digest, Known], finding: Finding, reason: str
+) -> None:
+    """Once, a name that nothing runs "agreed" when the ledger was another cluster's."""
+    (found,) = compare(
+        {NAME: HELD}, {NAME: known}, answers, scope=SCOPE, unjudged={NAME: NOT_WATCHED}
+    )
+    assert (found.finding, found.reason) == (finding, reason)
+    assert found.cluster == ""
+
+
 def test_a_finding_says_what_each_of_the_three_told() -> None:
     (found,) = compare({NAME: runs("b")}, {NAME: NEWER_REFUSED}, answer(letter="b"), scope=SCOPE)
     assert found == Comparison(

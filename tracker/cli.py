@@ -156,8 +156,8 @@ def audit(
     Hold cluster, ledger and GitHub side by side, digest by digest.
 
     GitHub tells which names it holds for a digest, and not whether they are deployed: that is the
-    ledger's word. Exit code 0: all agree; 1: something differs, or could not be asked; 2: a
-    setting can't be used.
+    ledger's word. Exit code 0: all agree that is watched here; 1: something differs, or could not
+    be asked or judged; 2: a setting can't be used.
     """
     settings = _load(flags)
     from tracker.commands.audit import audit as run_audit

@@ -5,7 +5,8 @@ GitHub is asked for a digest and tells which names it holds for it, in which env
 cluster. It never tells whether they are deployed, so that is the ledger's word: a record that is
 there agrees with a ledger that says "decommissioned" as well as with one that says "deployed". A
 digest of which nothing is known, since GitHub gave no answer or not all of it, makes no finding
-but that.
+but that. And where the pods that are watched don't speak of a name at all, what would agree is told
+as not judged: that nothing runs it here says neither that it stands nor that it is gone.
 
 Values in, values out: `tracker.commands.audit` asks and shows.
 """
@@ -13,6 +14,7 @@ Values in, values out: `tracker.commands.audit` asks and shows.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from tracker.answers import Known, ReadBack
 from tracker.entries import Account, Entry, account_of
@@ -37,6 +39,8 @@ class Finding(StrEnum):
     """It runs, and GitHub has not acknowledged it."""
     STANDING = "standing"
     """The ledger says that it is deployed, and nothing runs it."""
+    NOT_JUDGED = "not judged"
+    """GitHub holds what the ledger says; whether it runs, the pods that are watched can't tell."""
     NOT_ASKED = "not asked"
     """GitHub gave no answer, or not the whole of it."""
 
@@ -83,13 +87,15 @@ def compare(
     answers: Mapping[Digest, Known],
     *,
     scope: Scope,
+    unjudged: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Comparison]:
     """
     Return what is found for each name, by name.
 
     `judgements` are what the cluster says of all names, `entries` the ledger's, None when there is
     no ledger: then GitHub is held against the cluster alone. `answers` has a digest for which
-    GitHub answered; one that it does not know has no records.
+    GitHub answered; one that it does not know has no records. `unjudged` says why the pods that
+    are watched don't speak of a name, by name: its judgement is of no account then.
     """
     known = {} if entries is None else entries
     github = _GitHub(answers, scope)
@@ -98,7 +104,7 @@ def compare(
         if entries is None:
             found += _compare_without_ledger(name, judgement, github)
         else:
-            found += _compare(name, judgement, known.get(name), github)
+            found += _compare(name, judgement, known.get(name), github, unjudged.get(name, ""))
     runs = {
         (name, judgement.record.digest)
         for name, judgement in judgements.items()
@@ -161,9 +167,13 @@ def _place_of(record: ReadBack) -> tuple[str, str, str]:
 
 
 def _compare(
-    name: str, judgement: Judgement, entry: Entry | None, github: _GitHub
+    name: str, judgement: Judgement, entry: Entry | None, github: _GitHub, unjudged: str
 ) -> list[Comparison]:
-    """Return what is found for a name; nothing for one that is of no concern to GitHub."""
+    """
+    Return what is found for a name; nothing for one that is of no concern to GitHub.
+
+    `unjudged` says why the pods don't speak of it, empty where they do.
+    """
     acknowledged = None if entry is None else entry.acknowledged
     runs = judgement.record if isinstance(judgement, Deployed) else None
     record = runs or (None if entry is None else entry.held)
@@ -182,11 +192,13 @@ def _compare(
     else:
         finding = _FINDINGS[held]
         reason = github.where(record) if held is Held.OTHER else reason
+    if unjudged and finding is Finding.AGREES and entry is not None and entry.may_stand:
+        finding, reason = Finding.NOT_JUDGED, unjudged
     return [
         Comparison(
             deployment_name=name,
             digest=record.digest,
-            cluster=_cluster(judgement),
+            cluster="" if unjudged else _cluster(judgement),
             ledger=_ledger(entry),
             github=held,
             finding=finding,

@@ -50,6 +50,7 @@ from tracker.commands.output import (
     write_json,
 )
 from tracker.commands.progress import Progress
+from tracker.commands.view import Kept
 from tracker.entries import Entry
 from tracker.errors import AuditFileError
 from tracker.findings import Comparison, Finding, Held, compare, digests_of
@@ -57,6 +58,7 @@ from tracker.github import GitHub
 from tracker.images import Digest
 from tracker.inventory import Absent, Judgement
 from tracker.inventory import Held as HeldByPods
+from tracker.judging import covers
 from tracker.settings import Settings
 from tracker.stopping import Signals
 
@@ -72,7 +74,13 @@ REPOSTED: Final = frozenset({Finding.MISSING, Finding.ELSEWHERE})
 ATTEMPTS: Final = 3
 """How often a digest is asked for that no answer comes to."""
 SHOWN_DIGEST: Final = slice(len("sha256:"), len("sha256:") + 12)
-STYLES: Final = {Finding.AGREES: "green", Finding.NOT_ASKED: "yellow"}
+NO_DIFFERENCE: Final = frozenset({Finding.AGREES, Finding.NOT_JUDGED})
+"""A name that is not judged is another instance's, or of a ledger that is told of by itself."""
+STYLES: Final = {
+    Finding.AGREES: "green",
+    Finding.NOT_JUDGED: "yellow",
+    Finding.NOT_ASKED: "yellow",
+}
 FOOTNOTE: Final = "* the ledger's word: GitHub does not tell whether a record is deployed"
 
 _log = structlog.get_logger(__name__)
@@ -109,12 +117,17 @@ def audit(  # noqa: PLR0913 - one parameter for each option
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Result:
-    """What was found. `fixed` is None when nothing was to be, else whether all of it was."""
+    """
+    What was found. `fixed` is None when nothing was to be, else whether all of it was.
+
+    `foreign`: the ledger was kept for another cluster, so that what is absent here says nothing.
+    """
 
     comparisons: Sequence[Comparison]
     digests: int
     asked: int
     has_ledger: bool
+    foreign: bool
     fixed: bool | None
 
     @property
@@ -123,8 +136,10 @@ class _Result:
 
     @property
     def is_good(self) -> bool:
-        """Tell whether all agree, or were brought to."""
-        differing = {each.finding for each in self.comparisons} - {Finding.AGREES}
+        """Tell whether all that is ours to judge agrees, or was brought to."""
+        if self.foreign:
+            return False
+        differing = {each.finding for each in self.comparisons} - NO_DIFFERENCE
         return not differing or (self.fixed is True and differing <= FIXABLE)
 
 
@@ -256,6 +271,7 @@ class _Audit:
             digests=self.digests,
             asked=len(self.answers),
             has_ledger=self._settings.ledger_path is not None,
+            foreign=self._tracker.is_foreign,
             fixed=self._fixed,
         )
 
@@ -270,6 +286,17 @@ class _Audit:
             found[name] = judgement
         return found
 
+    def _unjudged(self) -> dict[str, str]:
+        """Return why the pods that are watched don't speak of a name, by name."""
+        held = frozenset(self._tracker.held())
+        found = {}
+        for name in self._entries.keys() - held:
+            if self._tracker.is_foreign:
+                found[name] = Kept.FOREIGN.value
+            elif not covers(self._entries[name], watched=self._settings.namespace):
+                found[name] = Kept.UNWATCHED.value
+        return found
+
     def _between_runs(self, entry: Entry) -> bool:
         """Tell whether a name is one that a CronJob holds, which only its pods tell of."""
         return entry.workload.kind == "CronJob" and not self._settings.workloads
@@ -281,6 +308,7 @@ class _Audit:
             self._entries if has_ledger else None,
             self.answers,
             scope=self._settings.scope,
+            unjudged=self._unjudged(),
         )
         return [
             replace(each, reason=self._why_not_asked(each.digest))
@@ -301,7 +329,7 @@ class _Audit:
         That is what an earlier audit was answered; and, while a tracker runs beside this, what was
         rolled out and posted since.
         """
-        differing = [each for each in self._comparisons if each.finding is not Finding.AGREES]
+        differing = [each for each in self._comparisons if each.finding not in NO_DIFFERENCE]
         if not differing or self._stop_reason:
             return
         before = self._entries
