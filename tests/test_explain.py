@@ -135,6 +135,8 @@ async def test_a_container_s_image_is_traced(raw: Json, expected: Json) -> None:
         pytest.param(
             seen("web"), {"EXCLUDE_NAMESPACES": "sho?"}, "excluded-namespace", id="namespace"
         ),
+        # Once, it was told as deployed.
+        pytest.param(seen("web"), {"NAMESPACE": "billing"}, "not-watched", id="not watched"),
     ],
 )
 async def test_why_a_pod_is_skipped_is_told(
@@ -143,6 +145,20 @@ async def test_why_a_pod_is_skipped_is_told(
     found = await told("web-abc-0", raw, **environ)
     assert found["skipped"] == reason
     assert found["containers"] == []
+
+
+@pytest.mark.parametrize("template", ["{{namespace}}/{{deploymentName}}", "{{deploymentName}}"])
+async def test_a_pod_outside_of_the_namespace_that_is_watched_is_told_to_be(
+    world: World, template: str
+) -> None:
+    world.cluster.create(pod("web"))
+    environ = {"NAMESPACE": "billing", "DN_TEMPLATE": template}
+    ended = await run("explain", "shop/web-abc-0", world=world, environ=environ)
+    assert ended.code == 0, ended.stderr
+    assert "not-watched  NAMESPACE is billing" in ended.stdout
+    assert "deployed" not in ended.stdout
+    ended = await run("explain", "shop/web-abc-0", "-namespace", "billing", world=world)
+    assert "not-watched  NAMESPACE is billing" in ended.stdout
 
 
 async def test_a_name_that_the_template_makes_too_long_is_told() -> None:

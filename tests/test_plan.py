@@ -261,6 +261,25 @@ async def test_names_of_namespaces_that_are_not_watched_are_held(world: World) -
     }
 
 
+async def test_a_file_s_pods_of_other_namespaces_are_not_watched() -> None:
+    """Once, they were told as to be deployed by a tracker that never sees them."""
+    outside = [seen("web"), bare("bare")]
+    for each in outside:
+        each["metadata"] |= {"namespace": "billing", "uid": f"another-{each['metadata']['uid']}"}
+    nameless = seen("lost")
+    del nameless["metadata"]["namespace"]
+    pods = listed(seen("web"), *outside, nameless)
+    for environ, flags in (({"NAMESPACE": "shop"}, ()), ({}, ("-namespace", "shop"))):
+        ended = await run("plan", "-f", "-", "-o", "json", *flags, environ=environ, stdin=pods)
+        assert actions(ended.json) == {
+            "shop/web/app": ("deploy", ""),
+            "billing/web-abc-0": ("skip", "not-watched: NAMESPACE is shop"),
+            "billing/bare-abc-0": ("skip", "not-watched: NAMESPACE is shop"),
+            "lost-abc-0": ("skip", "malformed"),
+        }
+        assert ended.json["pods"] == 4
+
+
 async def test_what_a_workload_keeps_is_held_where_workloads_are_read(world: World) -> None:
     path = world.folder / "ledger.db"
     entries = [entry_of(name, acknowledged=record_of(name)) for name in ("scaled", "gone")]

@@ -224,6 +224,7 @@ def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:
 @_file
 @_output
 @_kubeconfig
+@_namespace
 def explain(pod: str, file: str | None, output: str, **flags: str | None) -> None:
     """Tell why a pod is recorded as it is, or is not."""
     settings = _load_for_looking(flags)

@@ -32,7 +32,15 @@ from tracker.commands.output import (
 )
 from tracker.commands.plan import Row, row_of
 from tracker.commands.status import entry_as_json
-from tracker.commands.view import Look, View, ledger_for, open_pod_file, say, see_cluster
+from tracker.commands.view import (
+    NOT_WATCHED,
+    Look,
+    View,
+    ledger_for,
+    open_pod_file,
+    say,
+    see_cluster,
+)
 from tracker.entries import Entry, account_of
 from tracker.errors import CredentialsError, ListError, PodFileError
 from tracker.images import Image, Resolution, SkipReason, Source, trace_image
@@ -102,9 +110,14 @@ class _ContainerStory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Story:
-    """A pod, and what follows from it; `marks` are (word, value, where it is said)."""
+    """
+    A pod, and what follows from it; `marks` are (word, value, where it is said).
+
+    `watched`: it is in the namespace that the tracker watches.
+    """
 
     pod: Pod | Skipped
+    watched: bool
     phase: str
     created: str
     owners: tuple[Owner, ...]
@@ -125,7 +138,7 @@ def explain(settings: Settings, *, pod: str, file: str | None, output: Format) -
     apart = "{{namespace}}" in settings.dn_template
     try:
         if file is None:
-            of = namespace if apart else settings.namespace
+            of = namespace if apart or not view.watches(namespace) else settings.namespace
             asyncio.run(see_cluster(view, environ=os.environ, namespace=of))
         else:
             with open_pod_file(file) as pods:
@@ -153,14 +166,15 @@ def _story(view: _Watched, raw: Mapping[str, Any]) -> _Story:
     metadata = raw["metadata"]
     found = next(
         each
-        for each in [*view.skipped, *view.inventory.pods()]
+        for each in [*view.skipped, *view.unwatched, *view.inventory.pods()]
         if (each.namespace, each.name) == (view.namespace, view.name)
     )
     workload = found.workload
     of_pod = said_of(raw)
     of_workload = (view.catalog.marks(workload) if workload is not None else None) or NO_MARKS
     containers = []
-    if isinstance(found, Pod):
+    watched = view.watches(found.namespace)
+    if isinstance(found, Pod) and watched:
         containers = [
             _container_story(view, found, each, texts)
             for each, (_, *texts) in zip(found.containers, texts_of(raw), strict=True)
@@ -169,6 +183,7 @@ def _story(view: _Watched, raw: Mapping[str, Any]) -> _Story:
     phase = status.get("phase", "") if isinstance(status, Mapping) else ""
     return _Story(
         pod=found,
+        watched=watched,
         phase=found.phase if isinstance(found, Pod) else str(phase),
         created=str(metadata.get("creationTimestamp", "")),
         owners=controllers_in(metadata),
@@ -245,7 +260,10 @@ def _show(console: Console, view: View, story: _Story) -> None:
         )
     for problem in story.problems:
         head.add("Annotation", "not used", problem, style="yellow")
-    if isinstance(pod, Skipped):
+    if not story.watched:
+        told = f"NAMESPACE is {view.settings.namespace}"
+        head.add("Skipped", NOT_WATCHED, told, style="yellow")
+    elif isinstance(pod, Skipped):
         head.add("Skipped", pod.reason.value, _WHY_SKIPPED[pod.reason], style="yellow")
     head.write(console)
     for each in story.containers:
@@ -375,9 +393,15 @@ def _as_json(view: View, story: _Story) -> dict[str, object]:
             {"word": word, "value": value, "from": where} for word, value, where in story.marks
         ],
         "problems": list(story.problems),
-        "skipped": pod.reason.value if isinstance(pod, Skipped) else None,
+        "skipped": _skipped(story),
         "containers": [_container_as_json(view, story, each) for each in story.containers],
     }
+
+
+def _skipped(story: _Story) -> str | None:
+    if not story.watched:
+        return NOT_WATCHED
+    return story.pod.reason.value if isinstance(story.pod, Skipped) else None
 
 
 def _container_as_json(view: View, story: _Story, each: _ContainerStory) -> dict[str, object]:

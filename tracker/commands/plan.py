@@ -28,13 +28,21 @@ from tracker.commands.output import (
     write_json,
     write_table,
 )
-from tracker.commands.view import Look, View, ledger_for, open_pod_file, say, see_cluster
+from tracker.commands.view import (
+    NOT_WATCHED,
+    Look,
+    View,
+    ledger_for,
+    open_pod_file,
+    say,
+    see_cluster,
+)
 from tracker.drift import is_mass
 from tracker.entries import Adopt, Confirm, Defer, Drop, Entry, Forget, Nothing, Send, Wait
 from tracker.errors import CredentialsError, ListError, PodFileError
 from tracker.images import SkipReason
 from tracker.inventory import Deployed, Held
-from tracker.pods import Pod
+from tracker.pods import Pod, Skipped
 from tracker.records import Record, Status, render
 from tracker.settings import Settings, duration_text
 
@@ -156,12 +164,16 @@ def _rows(view: View) -> Iterator[Row]:
     for look in view.looks():
         yield row_of(view, look, shared=look.name in shared)
     for skipped in view.skipped:
-        where = f"{skipped.namespace}/{skipped.name}".strip("/") or "(a pod without a name)"
-        yield Row(
-            action=Action.SKIP, name=None, record=None, reason=skipped.reason.value, pod=where
-        )
+        yield _skip(skipped, skipped.reason.value)
+    for unwatched in view.unwatched:
+        yield _skip(unwatched, f"{NOT_WATCHED}: NAMESPACE is {view.settings.namespace}")
     if view.inventory.skipped().get(SkipReason.DEPLOYMENT_NAME):
         yield from _too_long(view)
+
+
+def _skip(pod: Pod | Skipped, reason: str) -> Row:
+    where = f"{pod.namespace}/{pod.name}".strip("/") or "(a pod without a name)"
+    return Row(action=Action.SKIP, name=None, record=None, reason=reason, pod=where)
 
 
 def row_of(view: View, look: Look, *, shared: bool = False) -> Row:

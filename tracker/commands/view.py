@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 from tracker import __version__
 from tracker.catalog import Catalog, Presence
@@ -24,12 +24,22 @@ from tracker.judging import covers, is_kept
 from tracker.ledger_reader import read_ledger
 from tracker.ledger_schema import LedgerReading
 from tracker.pod_files import PodFile
-from tracker.pods import Skipped, read_pod
+from tracker.pods import Pod, Skipped, read_pod
 from tracker.refusals import Unknowns
 from tracker.settings import Settings
 from tracker.workloads import Workload
 
-__all__ = ["FIELDS", "Kept", "Look", "View", "ledger_for", "open_pod_file", "say", "see_cluster"]
+__all__ = [
+    "FIELDS",
+    "NOT_WATCHED",
+    "Kept",
+    "Look",
+    "View",
+    "ledger_for",
+    "open_pod_file",
+    "say",
+    "see_cluster",
+]
 
 FIELDS = frozenset(
     {
@@ -51,6 +61,12 @@ FIELDS = frozenset(
     }
 )
 """The settings that what stands here depends on: no token and no way to GitHub is among them."""
+NOT_WATCHED: Final = "not-watched"
+"""
+Why a pod outside of NAMESPACE is not recorded.
+
+It is none of `SkipReason`, which are of pods that a tracker sees: it never sees this one.
+"""
 
 
 class Kept(StrEnum):
@@ -79,6 +95,8 @@ class View:
     Pods and a ledger at one moment, `now` in wall-clock seconds.
 
     `reading` is None where no ledger is read: then nothing is known of what GitHub acknowledged.
+    Pods outside of the namespace that is watched are kept apart (`unwatched`), as the tracker is
+    not told of them: they have no say.
     """
 
     def __init__(self, *, settings: Settings, reading: LedgerReading | None, now: float) -> None:
@@ -92,6 +110,7 @@ class View:
             resolve=self.catalog.resolve,
         )
         self.skipped: list[Skipped] = []
+        self.unwatched: list[Pod | Skipped] = []
         self.entries: Mapping[str, Entry] = (
             {} if reading is None else {entry.deployment_name: entry for entry in reading.entries}
         )
@@ -105,10 +124,17 @@ class View:
         """Take note of a pod (decoded JSON)."""
         self.seen += 1
         pod = read_pod(raw, rules=self._rules)
+        if pod.namespace and not self.watches(pod.namespace):
+            self.unwatched.append(pod)
+            return
         if isinstance(pod, Skipped):
             self.skipped.append(pod)
         if pod.uid:
             self.inventory.observe(pod)
+
+    def watches(self, namespace: str) -> bool:
+        """Tell whether a tracker of these settings is told of the pods of a namespace."""
+        return self.settings.namespace in {"", namespace}
 
     def see_file(self, file: PodFile) -> None:
         """Take note of the pods of a file. Raises `PodFileError`."""
