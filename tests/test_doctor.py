@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import shutil
 import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -648,6 +650,80 @@ async def test_a_place_where_no_ledger_can_be_made_is_told(world: World) -> None
     path = world.folder / "missing" / "folder" / "ledger.db"
     finding = only(await examined(world, LEDGER_PATH=str(path)), "ledger")
     assert (finding.result, finding.trouble) == (Result.FAIL, Trouble.LEDGER_PLACE)
+
+
+def a_folder(path: Path) -> None:
+    path.parent.chmod(0o555)
+
+
+def the_file(path: Path) -> None:
+    path.chmod(0o444)
+
+
+def its_lock(path: Path) -> None:
+    path.with_name("ledger.db.lock").chmod(0o444)
+
+
+def only_its_lock(path: Path) -> None:
+    path.unlink()
+    its_lock(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        pytest.param(a_folder, "its folder", id="folder"),
+        pytest.param(the_file, "ledger.db", id="file"),
+        pytest.param(its_lock, "ledger.db.lock", id="lock"),
+        pytest.param(only_its_lock, "ledger.db.lock", id="lock-without-file"),
+    ],
+)
+async def test_a_ledger_that_may_be_read_and_not_written_is_told(
+    world: World, change: Callable[[Path], None], what: str
+) -> None:
+    """Once, doctor said that it is well, and the tracker would not start with it."""
+    async with ledger(world) as path:
+        pass
+    change(path)
+    before = sums(path.parent)
+    environ = world.environ(LEDGER_PATH=str(path))
+    flags = ("-kubeconfig", str(world.folder / "kubeconfig"))
+    commands = {
+        name: Program(
+            [*mortal(), *tracker_run(name, *flags, *more)], environ=environ, folder=world.folder
+        )
+        for name, more in (("doctor", ("-o", "json")), ("once", ()))
+    }
+    try:
+        async with commands["doctor"] as program:
+            assert await program.ended() == 1
+        async with commands["once"] as tracker:
+            assert await tracker.ended() == 2, "it is what a tracker says that starts with it"
+    finally:
+        path.parent.chmod(0o755)
+    found = {each["check"]: each for each in json.loads("\n".join(program.stdout))["checks"]}
+    assert found["ledger"]["result"] == "fail"
+    assert found["ledger"]["trouble"] == Trouble.LEDGER_PLACE.value
+    assert found["ledger"]["says"] == f"{path}: this user may not write to {what}"
+    assert sums(path.parent) == before
+
+
+async def test_a_ledger_in_use_is_for_its_owner_to_write(world: World) -> None:
+    async with ledger(world) as path:
+        path.chmod(0o400)
+        command = tracker_run("doctor", "-kubeconfig", str(world.folder / "kubeconfig"))
+        environ = world.environ(LEDGER_PATH=str(path))
+        async with Program([*mortal(), *command], environ=environ, folder=world.folder) as program:
+            assert await program.ended() == 0
+
+
+def mortal() -> list[str]:
+    """Return what comes before a command so that modes of files count for it: root passes them."""
+    if os.geteuid() != 0:
+        return []
+    if shutil.which("setpriv") is None:
+        pytest.skip("root without setpriv may write to everything")
+    return ["setpriv", "--inh-caps=-all", "--bounding-set=-all"]
 
 
 # The program.

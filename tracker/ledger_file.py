@@ -5,7 +5,7 @@ The ledger's file: found, checked, locked and opened.
 promises that there is one owner, held by a lock on `<path>.lock`; that a file of a newer version,
 or of another program, is refused before a byte of it or beside it changes; and that a corrupt
 file is moved aside and told of loudly, never deleted, and never used. Who only looks uses
-`tracker.ledger_reader`.
+`tracker.ledger_reader`; who only asks whether an owner could write, `unwritable`.
 
 File formats: https://www.sqlite.org/fileformat2.html
 """
@@ -29,7 +29,7 @@ import structlog
 from tracker.errors import LedgerError, LedgerLockedError, LedgerNewerError, LedgerUnusableError
 from tracker.ledger_schema import APPLICATION_ID, VERSION
 
-__all__ = ["OpenFile", "check_version", "explain", "open_file"]
+__all__ = ["OpenFile", "check_version", "explain", "open_file", "unwritable"]
 
 LEAST_SQLITE = (3, 37)
 """The first SQLite that has STRICT tables: https://www.sqlite.org/stricttables.html"""
@@ -121,6 +121,21 @@ def open_file(
             f"the ledger {path} can't be used ({_because(error)}): LEDGER_PATH must be a file in "
             "a folder that this user may write to"
         ) from error
+
+
+def unwritable(path: Path) -> Path | None:
+    """
+    Return which of what an owner of the ledger writes to this user may not, None for none.
+
+    Its folder (the one that it would be made in, when there is none), the file, its lock and what
+    SQLite keeps beside it. Changes nothing: only who tries knows of a full volume.
+    """
+    path = path.absolute()
+    folder = path.parent if path.parent.exists() else path.parent.parent
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return folder
+    files = (path, *(Path(f"{path}{suffix}") for suffix in (".lock", *SIDE_FILES)))
+    return next((each for each in files if each.exists() and not os.access(each, os.W_OK)), None)
 
 
 def explain(error: Exception) -> str:

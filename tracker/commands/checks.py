@@ -13,7 +13,6 @@ store nothing. The tracker itself never sends those. Each step on a network ends
 
 import asyncio
 import json
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
@@ -42,6 +41,7 @@ from tracker.errors import (
 )
 from tracker.images import Digest
 from tracker.inventory import Deployed, Inventory
+from tracker.ledger_file import unwritable
 from tracker.ledger_reader import read_ledger
 from tracker.ledger_schema import LedgerReading
 from tracker.pods import read_pod
@@ -298,25 +298,37 @@ class _Examination:
         except LedgerError as error:
             return _error("ledger", error, Trouble.LEDGER_PLACE)
         self._reading = reading
-        return self._judge_ledger(reading)
+        return self._judge_ledger(path, reading)
 
     def _place(self, path: Path) -> Finding:
         """Say whether a ledger can be made where none is; its folder is made, too."""
         folder = path.absolute().parent
-        if os.access(folder if folder.exists() else folder.parent, os.W_OK):
-            return _ok("ledger", f"{path} is not there yet; the tracker makes it")
-        says = f"{path}: its folder is missing or not to be written to"
+        if not (folder.exists() or folder.parent.exists()):
+            says = f"{path}: its folder is missing"
+            return _fail("ledger", says, Trouble.LEDGER_PLACE)
+        return self._write(path) or _ok("ledger", f"{path} is not there yet; the tracker makes it")
+
+    def _write(self, path: Path) -> Finding | None:
+        """Say what a tracker could not write to, None when it may write to all that it needs."""
+        hindrance = unwritable(path)
+        if hindrance is None:
+            return None
+        what = "its folder" if hindrance.is_dir() else hindrance.name
+        says = f"{path}: this user may not write to {what}"
         return _fail("ledger", says, Trouble.LEDGER_PLACE)
 
-    def _judge_ledger(self, reading: LedgerReading) -> Finding:
-        says = f"{self._settings.ledger_path}: {_number(len(reading.entries), 'name')}"
+    def _judge_ledger(self, path: Path, reading: LedgerReading) -> Finding:
+        # A tracker that has it does write to it, and may be another user than this one.
+        if not reading.owned and (refusal := self._write(path)) is not None:
+            return refusal
+        says = f"{path}: {_number(len(reading.entries), 'name')}"
         if reading.owned:
             says += "; a running tracker has it"
         seen = reading.fingerprint
         if self._endpoint is None:
             says += "; the cluster could not be compared"
         elif reading.entries and seen not in {None, self._endpoint.fingerprint}:
-            says = f"{self._settings.ledger_path} was kept for another API server address or CA"
+            says = f"{path} was kept for another API server address or CA"
             if not self._settings.ledger_adopt:
                 return _fail("ledger", says, Trouble.LEDGER_CLUSTER)
             says += "; LEDGER_ADOPT takes it for this cluster's"
