@@ -2,20 +2,22 @@
 What GitHub answered to an audit so far, in a file, so that an interrupted audit goes on.
 
 One line of JSON for each answer, the first one says whose they are. A line is written when its
-answer came; one that a kill cut off is passed over, with all that follows it. Answers that are of
-another identity, or older than a day, are no answers: the audit begins anew. When all was asked the
-file is removed.
+answer came; one that a kill cut off is passed over. From one that is damaged on, all is asked for
+again, and that is told: no byte of it can end an audit. Answers that are of another identity, or
+older than a day, are no answers: the audit begins anew. When all was asked the file is removed.
 """
 
+import errno
 import fcntl
 import json
 import os
+import stat
 import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final, Self, TextIO
+from typing import Any, BinaryIO, Final, Self
 
 import structlog
 
@@ -26,7 +28,7 @@ from tracker.images import Digest
 __all__ = ["AuditFile"]
 
 VERSION: Final = 1
-HEAD: Final = '{"audit": '
+HEAD: Final = b'{"audit": '
 """How the first line begins: a file of another kind is not written to."""
 MAX_AGE_SECONDS: Final = 24 * 3600.0
 """Answers that are older say too little of what is there now."""
@@ -44,16 +46,13 @@ class AuditFile:
     def __init__(self, path: Path, *, identity: str) -> None:
         self._path = path
         self._identity = identity
-        self._file: TextIO | None = None
+        self._file: BinaryIO | None = None
         self.answers: dict[Digest, Known] = {}
         """What an earlier audit was answered."""
 
     def __enter__(self) -> Self:
         try:
-            descriptor = os.open(
-                self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600
-            )
-            self._file = os.fdopen(descriptor, "r+", encoding="utf-8")
+            self._file = os.fdopen(_open_plain(self._path), "r+b")
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._close()
@@ -100,7 +99,7 @@ class AuditFile:
         with suppress(OSError):
             self._path.unlink()
 
-    def _load(self, file: TextIO) -> None:
+    def _load(self, file: BinaryIO) -> None:
         """Take up what the file holds. Raises `AuditFileError` when it is not an audit's."""
         head = file.readline()
         if head and not head.startswith(HEAD):
@@ -108,16 +107,23 @@ class AuditFile:
                 f"{self._path}: this is not the file of an audit, and stays as it is; name another"
                 " one with --resume"
             )
-        end = file.tell() if self._is_ours(head) else 0
-        for line in iter(file.readline, ""):
-            try:
-                digest, answer = _answer(json.loads(line) if line.endswith("\n") else None)
-            except (ValueError, TypeError, KeyError):
-                break  # a line that was cut off
-            if not end:
-                break
-            self.answers[digest] = answer
-            end = file.tell()
+        end = 0
+        line, number = head, 1
+        try:
+            if self._is_ours(_decoded(head)):
+                end = file.tell()
+                while line := file.readline():
+                    number += 1
+                    digest, answer = _answer(_decoded(line))
+                    self.answers[digest] = answer
+                    end = file.tell()
+        except _DAMAGE:
+            if line.endswith(b"\n"):  # else it was cut off, and is the last one
+                _log.warning(
+                    "the audit's file is damaged: what follows is asked for again",
+                    file=str(self._path),
+                    line=number,
+                )
         file.seek(end)
         file.truncate()
         if not end:
@@ -125,14 +131,14 @@ class AuditFile:
         elif self.answers:
             _log.info("going on with an audit", answers=len(self.answers), file=str(self._path))
 
-    def _is_ours(self, head: str) -> bool:
-        """Tell whether what follows the first line is of this identity, and not too old."""
-        try:
-            told = json.loads(head)
-            age = time.time() - told["began"]
-        except (ValueError, TypeError, KeyError):
-            return False
-        if told.get("audit") != VERSION or told.get("identity") != self._identity:
+    def _is_ours(self, told: Any) -> bool:  # noqa: ANN401 - decoded JSON
+        """
+        Tell whether what follows the first line is of this identity, and not too old.
+
+        Raises one of `_DAMAGE` for what is no first line.
+        """
+        age = time.time() - told["began"]
+        if told["audit"] != VERSION or told["identity"] != self._identity:
             return False
         return bool(0 <= age < MAX_AGE_SECONDS)
 
@@ -140,7 +146,7 @@ class AuditFile:
         if self._file is None:
             return
         try:
-            self._file.write(json.dumps(told) + "\n")
+            self._file.write(json.dumps(told).encode() + b"\n")
             self._file.flush()
         except OSError as error:
             _log.warning(
@@ -157,8 +163,32 @@ class AuditFile:
                 file.close()
 
 
+def _open_plain(path: Path) -> int:
+    """Return a descriptor of the plain file at `path`, made when there is none. Raises OSError."""
+    # O_NONBLOCK: not to wait for whoever writes to a pipe.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        # It could not be read again, and a device must not be removed at the end.
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a plain file")
+    return descriptor
+
+
+_DAMAGE: Final = (ValueError, TypeError, KeyError, OverflowError, RecursionError)
+"""What decoding raises, and looking for what should be there: any byte may have been changed."""
+
+
+def _decoded(line: bytes) -> Any:  # noqa: ANN401 - decoded JSON
+    """Return what a whole line says. Raises one of `_DAMAGE` for none."""
+    if not line.endswith(b"\n"):
+        message = "cut off"
+        raise ValueError(message)
+    return json.loads(line.decode())
+
+
 def _answer(told: Any) -> tuple[Digest, Known]:  # noqa: ANN401 - decoded JSON
-    """Return a digest and its answer. Raises ValueError, TypeError or KeyError for no such line."""
+    """Return a digest and its answer. Raises one of `_DAMAGE` for what is none."""
     digest, complete, records = told["digest"], told["complete"], told["records"]
     if not isinstance(digest, str) or not isinstance(complete, bool):
         message = "no answer"
@@ -168,6 +198,9 @@ def _answer(told: Any) -> tuple[Digest, Known]:  # noqa: ANN401 - decoded JSON
         raise TypeError(message)
     found = []
     for name, logical, physical, cluster in records:
+        if not all(isinstance(each, str) for each in (name, logical, physical, cluster)):
+            message = "no record"
+            raise TypeError(message)
         found.append(
             ReadBack(
                 deployment_name=name,
