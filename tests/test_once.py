@@ -405,11 +405,14 @@ async def test_retire_does_not_call_it_well_when_records_of_another_identity_sta
     assert "test/simulated" not in program.said
 
 
-async def test_retire_without_anybody_to_ask_does_nothing(world: World) -> None:
+@pytest.mark.parametrize("stdin", ["</dev/null", "<&-"])
+async def test_retire_without_anybody_to_ask_does_nothing(world: World, stdin: str) -> None:
     await deployed(world, "web")
-    async with once(world, "--retire") as program:
+    command = ["sh", "-c", f'exec "$@" {stdin}', "sh", *command_of(world, "--retire")]
+    async with Program(command, environ=environ_of(world), folder=world.folder) as program:
         assert await program.ended() == 1
     assert "say --yes" in program.said
+    assert "Traceback" not in program.said
     assert world.github.deployed() == {name_of("web"): DIGEST}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from tests.support import kubectl
 from tests.support.commands import entry_of, ledger_of, record_of, run, terminal
+from tests.support.program import Program, tracker_run
 from tests.support.simulated import DIGEST, OTHER_DIGEST, World, made, name_of, pod
 from tracker.commands import plan as plan_module
 from tracker.commands.output import Format
@@ -356,6 +357,14 @@ async def test_what_can_t_be_planned_is_told_in_a_line(
     assert ended.code == code
     assert match in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+async def test_a_closed_stdin_is_told_in_a_line(tmp_path: Path) -> None:
+    command = ["sh", "-c", 'exec "$@" <&-', "sh", *tracker_run("plan", "-f", "-")]
+    async with Program(command, environ={}, folder=tmp_path) as program:
+        assert await program.ended() == 1
+    (line,) = program.stderr
+    assert "stdin can't be read: it is closed; give pods in a pipe" in line
 
 
 async def test_a_cluster_that_can_t_be_had_is_told(world: World) -> None:

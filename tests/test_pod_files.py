@@ -287,6 +287,8 @@ def test_only_a_list_tells_what_is_not_there(text: str, whole: bool) -> None:  #
         pytest.param("kind: !!python/object:os.system x\n", id="a tag"),
         pytest.param("kind: Pod\nmetadata: {creationTimestamp: 2024-99-99T00:00:00Z, x: 0o9: }\n"),
         pytest.param("kind: \x00\n", id="NUL"),
+        pytest.param('{"items": [{"kind": "Pod", "n": ' + "1" * 5000 + "}]}", id="a long number"),
+        pytest.param("kind: " + "1" * 5000 + "\n", id="a long number in YAML"),
     ],
 )
 def test_what_can_t_be_read_is_told_in_a_line(text: str) -> None:

@@ -260,6 +260,8 @@ class _Json:
                 if not self._fill():
                     self.fail(str(getattr(error, "msg", "it ends too early")))
                 continue
+            except ValueError:  # Python's bound of digits, against numbers that take for ever
+                self.fail("it has a number of too many digits")
             if end == len(self._text) and self._fill():
                 continue  # a number may go on
             self._at = end

@@ -13,6 +13,7 @@ import os
 import random
 import sys
 from contextlib import AsyncExitStack
+from typing import TextIO
 
 import click
 
@@ -91,7 +92,8 @@ def retire(settings: Settings, *, seconds: float, yes: bool, dry_run: bool) -> i
 def _is_wanted(settings: Settings, standing: int) -> bool:
     what = f"{_records(standing)} of {settings.identity}"
     question = f"Decommission {what}? What still runs is no exception."
-    if not sys.stdin.isatty():
+    stdin: TextIO | None = sys.stdin  # None where it was closed (`<&-`)
+    if stdin is None or not stdin.isatty():
         click.echo(f"{question} Nobody is there to ask: say --yes.", err=True)
         return False
     return click.confirm(question, err=True)

@@ -239,8 +239,13 @@ async def see_cluster(view: View, *, environ: Mapping[str, str], namespace: str)
 def open_pod_file(name: str) -> Iterator[PodFile]:
     """Yield the file of pods of a name, "-" for stdin. Raises `PodFileError`."""
     if name == "-":
-        sys.stdin.reconfigure(encoding="utf-8")  # type: ignore[union-attr] # it is text from a pipe
-        yield PodFile(name="stdin", stream=sys.stdin)
+        stdin: TextIO | None = sys.stdin  # None where it was closed (`<&-`)
+        if stdin is None:
+            raise PodFileError(
+                "stdin can't be read: it is closed; give pods in a pipe, or name a file with -f"
+            )
+        stdin.reconfigure(encoding="utf-8")  # type: ignore[attr-defined] # it is text from a pipe
+        yield PodFile(name="stdin", stream=stdin)
         return
     try:
         stream: TextIO = Path(name).open(encoding="utf-8")  # noqa: SIM115 - closed below
