@@ -137,6 +137,7 @@ async def test_each_difference_has_its_name(world: World) -> None:
     printed = "\n".join(program.stdout)
     assert name_of("missing") in printed
     assert name_of("agrees") not in printed
+    assert " delivery " not in program.said, "nothing is posted, so nothing is acknowledged"
     assert "the ledger's word" in printed
 
 

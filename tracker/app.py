@@ -123,6 +123,7 @@ class Tracker:
         self._workloads_read_at = -inf
         self._fingerprint = fingerprint
         self._foreign = foreign
+        self._dry_run = dry_run
         self._chance = chance
         self._gone: dict[str, float] = {}
         self._uncovered_told = False
@@ -353,7 +354,8 @@ class Tracker:
         for name in due:
             self._delivery.repost(name)
         self._tell_unrecorded()
-        self._tell_accounts(entries)
+        if not self._dry_run:  # nothing is sent, so nothing of what is told there is so
+            self._tell_accounts(entries)
 
     # Its life.
 
