@@ -108,6 +108,24 @@ def test_openmetrics_is_spoken_to_who_asks_for_it() -> None:
     assert body.endswith(b"# EOF\n")
 
 
+@pytest.mark.parametrize(
+    "accept",
+    [
+        pytest.param("application/openmetrics-text;version=x", id="no-version"),
+        pytest.param("text/plain;version=1.x", id="half-a-version"),
+        pytest.param("application/openmetrics-text;version=1.0.0.\udcff", id="no-text"),
+        pytest.param("application/openmetrics-text;version=1.0.0.\u0661", id="other-digits"),
+        pytest.param(";;==,;version", id="nonsense"),
+    ],
+)
+def test_who_asks_for_nonsense_gets_plain_text(accept: str) -> None:
+    """Once, it got a 500, and the log a traceback for each request."""
+    body, content_type = metrics().render(accept)
+    assert content_type == metrics().render("")[1]
+    assert body.startswith(b"# HELP ")
+    assert not body.endswith(b"# EOF\n")
+
+
 def test_what_happens_is_counted() -> None:
     told = metrics()
     for kind in (None, "ADDED", "ADDED", "MODIFIED", "DELETED", "ERROR"):

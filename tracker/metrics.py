@@ -274,8 +274,16 @@ class Metrics:
         self.registry.register(_Pulled(self))
 
     def render(self, accept: str) -> tuple[bytes, str]:
-        """Return all of it as text, and its content type, for what a scraper accepts."""
-        encoder, content_type = choose_encoder(accept)
+        """
+        Return all of it as text, and its content type, for what a scraper accepts.
+
+        An Accept header that makes no sense gets the plain text format.
+        """
+        try:
+            encoder, content_type = choose_encoder(accept)
+            content_type.encode("ascii")  # it has the version that was asked for in it
+        except (TypeError, ValueError):  # it compares a version's words with numbers
+            encoder, content_type = choose_encoder("")
         return encoder(self.registry), content_type
 
     # What happens.
