@@ -174,6 +174,29 @@ def test_an_error_brings_its_traceback() -> None:
 
 
 @pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize("logger", [structlog.get_logger("tracker.test"), logging.getLogger("x")])
+@pytest.mark.parametrize("as_json", [False, True])
+def test_no_error_s_text_can_forge_a_line(logger: logging.Logger, *, as_json: bool) -> None:
+    """What an event says was escaped, and the traceback below it was not."""
+    stream = io.StringIO()
+    logs.configure(level="warning", as_json=as_json, stream=stream)
+    try:
+        try:
+            dict[str, str]().pop(HOSTILE)
+        except KeyError as error:
+            raise ValueError(HOSTILE) from error
+    except ValueError:
+        logger.exception("name failed")
+    written = stream.getvalue()
+    assert written.replace("\n", "").isprintable()
+    written.encode()
+    assert "Traceback (most recent call last):" in written
+    first, *rest = written.removesuffix("\n").split("\n")
+    assert "name failed" in first
+    assert all(line.startswith("  ") or not line for line in rest)
+
+
+@pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize(
     ("level", "heard"),
     [

@@ -4,12 +4,14 @@ What the program says: records on stdout, diagnostics on stderr.
 stdout carries one line per acknowledged record and one per new reason of failure, in a format
 that is an interface (people grep it and parse it). stderr carries everything else, through
 structlog, the logs of libraries included. Much of what is told was chosen by the author of a pod
-or by a server, so whatever is not printable is escaped: a value can't forge a line.
+or by a server, so whatever is not printable is escaped: a value can't forge a line. Of a traceback
+each line is escaped for itself, and indented.
 
 What a diagnostic is about stands in docs/troubleshooting.md: `see` names the place. A record's line
 stays short; why it failed and what to do is told on stderr, once for each trouble.
 """
 
+import io
 import json
 import logging
 import sys
@@ -125,7 +127,7 @@ def configure(
         renderer = structlog.dev.ConsoleRenderer(
             colors=stream.isatty(),
             pad_event_to=0,
-            exception_formatter=structlog.dev.plain_traceback,
+            exception_formatter=_write_traceback,
         )
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -189,6 +191,23 @@ def _printable(
 ) -> MutableMapping[str, object]:
     """Escape what is not printable in the text of an event."""
     for key, value in event.items():
-        if isinstance(value, str) and not value.isprintable():
-            event[key] = value.encode("unicode_escape").decode("ascii")
+        if isinstance(value, str):
+            event[key] = _escaped(value)
     return event
+
+
+def _escaped(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """
+    Write a traceback below its line, each of its lines indented and what is not printable escaped.
+
+    An error's own text may have line breaks as the traceback has, and can't be told from it then.
+    Indented, no line of it passes for a diagnostic of its own.
+    """
+    found = io.StringIO()
+    structlog.dev.plain_traceback(found, exc_info)
+    lines = found.getvalue().strip("\n").split("\n")
+    stream.writelines(f"\n  {_escaped(line)}".rstrip(" ") for line in lines)
