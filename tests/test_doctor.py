@@ -783,6 +783,24 @@ async def test_the_command_reads_the_file_that_kopf_run_reads(world: World) -> N
     assert any(re.fullmatch(r"ORG +acme +ORG in my\.env *", line) for line in program.stdout)
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        pytest.param("nowhere.env", "No such file or directory", id="missing"),
+        pytest.param("kubeconfig/my.env", "Not a directory", id="below-a-file"),
+        pytest.param(".", "it is not a plain file", id="folder"),
+    ],
+)
+async def test_an_env_file_that_is_none_is_refused(world: World, name: str, why: str) -> None:
+    """Once, it was passed over, and what would be examined was not what was asked for."""
+    async with doctor(world, "--env-file", name) as program:
+        assert await program.ended() == 2
+    assert program.stdout == []
+    (line,) = program.stderr
+    assert f"--env-file {name}: can't be read ({why}); " in line
+    assert not world.cluster.requests
+
+
 async def test_the_command_ends_with_2_when_a_setting_can_not_be_used(world: World) -> None:
     async with doctor(world, ORG="a b") as program:
         assert await program.ended() == 2

@@ -7,6 +7,7 @@ are heavy to import are imported by the command that needs them.
 
 import gc
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -210,6 +211,8 @@ def doctor(output: str, env_file: Path | None, **flags: str | None) -> None:
     from tracker.commands.output import Format
     from tracker.settings import SettingsError, load, origins
 
+    if env_file is not None:
+        _check_env_file(env_file)
     try:
         settings = load(flags, os.environ, env_file)
     except SettingsError as error:
@@ -354,6 +357,16 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         arguments = [_DEFAULT, *arguments]
     _cli.main(args=arguments, prog_name="deployment-tracker")
     sys.exit(EXIT_FAILURE)  # never reached: click exits
+
+
+def _check_env_file(path: Path) -> None:
+    """Tell when the file that was asked for is none, and exit; what reads it passes that over."""
+    try:
+        why = "" if stat.S_ISREG(path.stat().st_mode) else "it is not a plain file"
+    except OSError as error:
+        why = error.strerror or str(error)
+    if why:
+        _refuse([f"--env-file {path}: can't be read ({why}); name a file as kopf run reads it"])
 
 
 def _load_for_looking(flags: Mapping[str, str | None], *, needs_org: bool = False) -> "Settings":
