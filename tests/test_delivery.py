@@ -38,7 +38,7 @@ from tracker.images import Digest, Image
 from tracker.inventory import Deployed, Inventory, Judgement
 from tracker.ledger import MemoryLedger
 from tracker.pacing import FIRST_PAUSE_SECONDS, MAX_PAUSE_SECONDS, Pace
-from tracker.pods import Pod
+from tracker.pods import Container, Pod
 from tracker.records import Record, Status
 from tracker.workloads import Workload
 
@@ -1532,6 +1532,25 @@ async def test_a_repost_that_was_not_answered_is_posted_again(answer: Answer) ->
         await asyncio.sleep(120)
         assert on.sender.digests == "aa"
         assert account_of(on.entry()) is Account.ACKNOWLEDGED
+
+
+async def test_a_repost_that_does_not_get_through_is_tried_with_a_growing_wait() -> None:
+    async with standing(MemoryLedger()) as on:
+        on.sender.answers[NAME] = [UNSENT] * 4
+        on.delivery.repost(NAME)
+        await asyncio.sleep(120)
+        assert on.sender.gaps() == pytest.approx([0.5, 1, 2, 4])
+
+
+async def test_there_is_nothing_to_repost_of_a_name_that_was_never_acknowledged() -> None:
+    async with scene() as on:
+        on.see(pod("1", phase="Pending", containers=[Container(name="app", image=None)]))
+        with capture_logs() as logs:
+            on.delivery.repost(NAME)
+            await asyncio.sleep(60)
+        assert on.sender.sent == []
+        assert not on.delivery.to_repost
+        assert logs == []
 
 
 async def test_a_repost_that_is_refused_waits_for_the_next_one() -> None:
