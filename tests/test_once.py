@@ -297,6 +297,7 @@ async def test_a_dry_run_begins_with_the_ledger_and_leaves_it_alone(world: World
     assert len(world.github.history) == sent
     # Once, it told how many were acknowledged, with what it only thought to be.
     assert " delivery " not in program.said
+    assert "everything would be true" in program.said
 
 
 async def test_a_dry_run_may_look_while_the_tracker_runs(world: World) -> None:

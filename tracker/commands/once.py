@@ -89,7 +89,8 @@ async def _once(settings: Settings, *, seconds: float, dry_run: bool) -> int:
         if not signals.hurried:
             raise
         return stopped_at_once()
-    return tell(names=names, left=left, refused=refused, true=done and not foreign)
+    good = done and not foreign
+    return tell(names=names, left=left, refused=refused, true=good, dry_run=dry_run)
 
 
 async def run_until_stopped(
@@ -224,9 +225,16 @@ def _is_answered(entry: Entry | None, since: float) -> bool:
     return account is not Account.PENDING
 
 
-def tell(*, names: int, left: Collection[str], refused: Sequence[Entry], true: bool) -> int:
+def tell(
+    *,
+    names: int,
+    left: Collection[str],
+    refused: Sequence[Entry],
+    true: bool,
+    dry_run: bool = False,
+) -> int:
     """
-    Tell on stderr what came of it; return the exit code.
+    Tell on stderr what came of it, or would have in a dry run; return the exit code.
 
     `left` are the names of which something is due still, `refused` the entries that GitHub did not
     acknowledge, `true` says that it came to its end.
@@ -243,7 +251,7 @@ def tell(*, names: int, left: Collection[str], refused: Sequence[Entry], true: b
         make_console(sys.stderr).print(make_table(("deployment name", "state", "reason"), rows))
     level = _log.info if true else _log.error
     level(
-        "everything is true" if true else "not everything is true",
+        f"{'' if true else 'not '}everything {'would be' if dry_run else 'is'} true",
         names=names,
         not_acknowledged=len(refused),
         waiting=waiting,

@@ -161,4 +161,4 @@ async def _retire(settings: Settings, *, seconds: float, dry_run: bool) -> int:
         if not signals.hurried:
             raise
         return stopped_at_once()
-    return tell(names=len(names), left=left, refused=refused, true=done)
+    return tell(names=len(names), left=left, refused=refused, true=done, dry_run=dry_run)
