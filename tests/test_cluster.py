@@ -1,12 +1,16 @@
 """Lists and credentials, against the simulated API server."""
 
+import asyncio
+import base64
 import json
 import os
+import traceback
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from tests.support.builders import raw_pod, workload
@@ -256,6 +260,102 @@ async def test_proxies_of_the_environment_are_not_used(
     uids = fill(server, 1)
     async with cluster_of(server, tmp_path) as cluster:
         assert await cluster.pod_uids(None) == uids
+
+
+@asynccontextmanager
+async def refusing_proxy() -> AsyncIterator[tuple[int, list[bytes]]]:
+    """Yield the port of a proxy that lets nobody through, and the heads of what it was asked."""
+    heads: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heads.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 407 No\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(refuse, "127.0.0.1", 0)
+    async with server:
+        yield server.sockets[0].getsockname()[1], heads
+
+
+def behind(path: Path, server: SimulatedCluster, *, url: str, proxy: str = "") -> Cluster:
+    """Return the cluster of a kubeconfig that names this address and this proxy."""
+    named = f"{url}\n      proxy-url: {json.dumps(proxy)}" if proxy else json.dumps(url)
+    path.write_text(server.kubeconfig().replace(server.url, named))
+    return Cluster(kubeconfig=path, environ={}, namespace="", user_agent=USER_AGENT)
+
+
+async def get(cluster: Cluster) -> str:
+    """Ask for pods as the watch does; return what comes of it, in words."""
+
+    def unheard() -> None:
+        pass
+
+    connection = await cluster.connect(
+        on_ask=unheard, on_list=unheard, on_page=unheard, on_watch=unheard
+    )
+    async with connection.session as session:
+        try:
+            async with session.get(f"{connection.server}/api/v1/pods") as response:
+                return str(response.status)
+        except aiohttp.ClientError as error:
+            return str(error)
+
+
+@pytest.mark.fault("G22")
+@pytest.mark.parametrize("url", ["https://10.1.2.3:6443", "http://10.1.2.3:8080"])
+async def test_a_proxy_gets_its_own_password_and_nobody_else_does(
+    server: SimulatedCluster, tmp_path: Path, url: str
+) -> None:
+    """
+    The HTTP client tells its address, password and all, when it refuses.
+
+    And it took the token that the watch's session presents to the API server for the proxy's,
+    where the proxy's address had no password: in the clear, at each connection.
+    """
+    path = tmp_path / "kubeconfig"
+    async with refusing_proxy() as (port, heads):
+        for user, expected in (
+            ("user:p%40canary@", base64.b64encode(b"user:p@canary")),
+            ("", None),
+        ):
+            proxy = f"http://{user}127.0.0.1:{port}"
+            heads.clear()
+            async with behind(path, server, url=url, proxy=proxy) as cluster:
+                with pytest.raises(ListError, match="407") as failed:
+                    await cluster.pod_uids(None)
+                said = await get(cluster)
+            assert "407" in said
+            assert "canary" not in f"{said} {failed.value} {failed.value.__cause__}"
+            assert len(heads) == 2
+            for head in heads:
+                named = [line for line in head.split(b"\r\n") if b"proxy-auth" in line.lower()]
+                value = None if expected is None else b"Proxy-Authorization: Basic " + expected
+                assert named == ([] if value is None else [value])
+                assert f"\r\nUser-Agent: {USER_AGENT}\r\n".encode() in head
+                assert url.startswith("http:") or server.token.encode() not in head
+
+
+@pytest.mark.fault("G22")
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "http://user:canary@[proxy",
+        "http://user:canary℀@proxy:3128",
+        "http://user:canary@proxy:port",
+        "http://proxy:canary",
+        "socks5://user:canary@proxy:1080",
+        "user:canary@proxy:3128",
+    ],
+)
+async def test_a_proxy_that_is_none_is_told_before_anything_is_connected_to(
+    server: SimulatedCluster, tmp_path: Path, proxy: str
+) -> None:
+    path = tmp_path / "kubeconfig"
+    async with behind(path, server, url=server.url, proxy=proxy) as cluster:
+        with pytest.raises(CredentialsError, match="proxy-url") as failed:
+            await cluster.check_credentials()
+    assert str(path) in str(failed.value)
+    assert "canary" not in "".join(traceback.format_exception(failed.value))
 
 
 async def test_credentials_are_looked_for_in_the_order_of_kubectl(

@@ -41,6 +41,7 @@ from tracker.catalog import KINDS, Kind, Known
 from tracker.drift import Listed
 from tracker.errors import CredentialsError, ListError
 from tracker.pods import controllers_in, read_version
+from tracker.transport import take_user_info
 from tracker.workloads import Workload
 
 __all__ = ["Cluster", "Connection", "Endpoint"]
@@ -428,6 +429,12 @@ class Cluster:
                 " name a kubeconfig with -kubeconfig or KUBECONFIG"
             )
             raise CredentialsError(message) from error
+        try:
+            _take_passwords(configuration)
+        except ValueError as error:
+            where = "the pod's ServiceAccount" if in_cluster else named or "~/.kube/config"
+            message = f"no credentials for the API server in {where}: {error}"
+            raise CredentialsError(message) from None
         token = configuration.api_key.get("BearerToken", "").strip()
         if self._had_token and not token:
             # Its file is about to be written. Who sends no token is somebody else, anonymous.
@@ -437,6 +444,27 @@ class Cluster:
         if token:
             configuration.api_key["BearerToken"] = token  # a file of it may end in a line break
         return configuration
+
+
+def _take_passwords(configuration: client.Configuration) -> None:
+    """
+    Take a proxy's user name and password out of its address.
+
+    The HTTP client tells an address as it is with many an error. Raises ValueError, which tells
+    nothing of the address, when it is none.
+    """
+    configuration.proxy_headers = {}
+    if not configuration.proxy:
+        return
+    try:
+        configuration.proxy, basic = take_user_info(str(configuration.proxy))
+    except ValueError as error:
+        message = (
+            f"its proxy-url is {error}; write it like http://proxy.example.com:3128, or take it out"
+        )
+        raise ValueError(message) from None
+    if basic is not None:
+        configuration.proxy_headers = {"Proxy-Authorization": basic}
 
 
 def _check_readable(path: str) -> None:
@@ -500,10 +528,33 @@ def _session(
         proxy=configuration.proxy,
         trust_env=False,
         trace_configs=list(traces),
+        middlewares=[
+            _with_proxy_headers({"User-Agent": user_agent, **(configuration.proxy_headers or {})})
+        ],
         cookie_jar=aiohttp.DummyCookieJar(),
         read_bufsize=READ_BUFFER,
         timeout=aiohttp.ClientTimeout(total=LIST_SECONDS, sock_connect=CONNECT_SECONDS),
     )
+
+
+def _with_proxy_headers(headers: Mapping[str, str]) -> aiohttp.ClientMiddlewareType:
+    """
+    Return what gives a proxy its own headers and none of the API server's.
+
+    Left to itself the HTTP client shows a proxy all that a session shows to the server: it takes
+    an Authorization for the proxy's and sends the API server's token in the clear.
+    """
+
+    async def send(
+        request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
+    ) -> aiohttp.ClientResponse:
+        if request.proxy is not None:
+            request.update_proxy(request.proxy, None, dict(headers))
+            if not request.is_ssl():
+                request.headers.update(headers)  # there is no tunnel: the proxy reads the request
+        return await handler(request)
+
+    return send
 
 
 def _root(kind: Kind) -> tuple[str, str]:

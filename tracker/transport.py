@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 from pydantic import SecretStr
@@ -23,7 +23,7 @@ from pydantic import SecretStr
 from tracker.answers import Failed, Reply, clean_text
 from tracker.errors import ConnectionSettingError
 
-__all__ = ["Transport", "proxy_of"]
+__all__ = ["Transport", "proxy_of", "take_user_info"]
 
 API_VERSION = "2022-11-28"
 TOTAL_SECONDS = 30.0
@@ -147,7 +147,7 @@ def proxy_of(base_url: str, environ: Mapping[str, str]) -> SecretStr | None:
 
     The variables are those of curl and others: HTTPS_PROXY or HTTP_PROXY by the URL's scheme, and
     NO_PROXY, a comma list of hosts, domains or `*`; small letters come first. Raises
-    `ConnectionSettingError` for a proxy that is no http or https URL.
+    `ConnectionSettingError`, without the proxy's password, for one that is no http or https URL.
     """
     target = urlsplit(base_url)
 
@@ -163,13 +163,44 @@ def proxy_of(base_url: str, environ: Mapping[str, str]) -> SecretStr | None:
         if part
     ):
         return None
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    if parts.scheme not in {"http", "https"} or not parts.hostname:
+    url = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        take_user_info(url)
+    except ValueError:
         raise ConnectionSettingError(
             f"{target.scheme.upper()}_PROXY: not the URL of an HTTP proxy; for example"
             " http://proxy.example.com:3128"
-        )
-    return SecretStr(parts.geturl())
+        ) from None
+    return SecretStr(url)
+
+
+def take_user_info(url: str) -> tuple[str, str | None]:
+    """
+    Return an http or https URL without user name and password, and these for an Authorization.
+
+    The second is None where there are none. Raises ValueError, which tells nothing of the URL, for
+    what is no such URL: the standard library's own error may quote the password.
+    """
+    # Raised outside of what handles the other error, so that this one does not hold it.
+    if (taken := _taken(url)) is None:
+        message = "not an http or https URL"
+        raise ValueError(message)
+    return taken
+
+
+def _taken(url: str) -> tuple[str, str | None] | None:
+    try:
+        parts = urlsplit(url)
+        user, at, host = parts.netloc.rpartition("@")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.port == 0:
+            return None
+        if not host.isprintable() or " " in host:
+            return None  # the HTTP client would refuse it, at each request
+        name, _, password = map(unquote, user.partition(":"))
+        basic = aiohttp.encode_basic_auth(name, password) if at else None
+    except ValueError:
+        return None
+    return parts._replace(netloc=host).geturl(), basic
 
 
 def _trust(tls: ssl.SSLContext, path: Path) -> None:
