@@ -301,3 +301,9 @@ def test_clean_text_is_one_printable_line(text: str, limit: int) -> None:
 
 def test_a_long_message_is_cut() -> None:
     assert clean_text("x" * 10_000) == "x" * MAX_REASON
+
+
+def test_clean_text_holds_no_password_of_an_address() -> None:
+    url = "url='http://me:c@nary\n%s@proxy.example.com:3128'"
+    assert clean_text(f"407, {url}") == "407, url='http://proxy.example.com:3128'"
+    assert clean_text(f"https://ghcr.io/app@sha256:0 {url}", 42).endswith(" url='http://p")

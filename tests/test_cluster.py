@@ -335,7 +335,6 @@ async def test_a_proxy_gets_its_own_password_and_nobody_else_does(
                 assert url.startswith("http:") or server.token.encode() not in head
 
 
-@pytest.mark.fault("G22")
 @pytest.mark.parametrize(
     "proxy",
     [

@@ -173,6 +173,33 @@ def test_an_error_brings_its_traceback() -> None:
     assert "KeyError: 'missing'" in json.loads(line)["exception"]
 
 
+@pytest.mark.fault("G22")
+@pytest.mark.usefixtures("_logging_as_it_was")
+@pytest.mark.parametrize("as_json", [False, True])
+@pytest.mark.parametrize(
+    "user", ["me:canary@", "canary@", "me:c@nary@", "me:'canary\"@", "me:canary\n@", "m%65:canary@"]
+)
+def test_no_address_is_told_with_its_password(user: str, *, as_json: bool) -> None:
+    """An error of a library may hold one, whatever we do to give it none."""
+    stream = io.StringIO()
+    logs.configure(level="info", as_json=as_json, stream=stream)
+    url = f"HTTPS://{user}proxy.example.com:3128/x@y"
+    ours, theirs = structlog.get_logger("tracker.test"), logging.getLogger("some.library")
+    ours.warning(f"no way through {url}", reason=f"url='{url}', https://ghcr.io/app@sha256:0")
+    theirs.error("no way through %s", url)
+    try:
+        dict[str, str]().pop(url)
+    except KeyError:
+        ours.exception("name failed")
+        theirs.exception("it has failed")
+    told = stream.getvalue()
+    assert "nary" not in told
+    assert told.count("HTTPS://proxy.example.com:3128/x@y") == 5
+    assert "https://ghcr.io/app@sha256:0" in told
+    if as_json:
+        assert len([json.loads(line) for line in told.splitlines()]) == 4
+
+
 @pytest.mark.usefixtures("_logging_as_it_was")
 @pytest.mark.parametrize("logger", [structlog.get_logger("tracker.test"), logging.getLogger("x")])
 @pytest.mark.parametrize("as_json", [False, True])

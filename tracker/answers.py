@@ -52,6 +52,7 @@ __all__ = [
     "is_readable",
     "outcome_of",
     "server_time",
+    "without_user_info",
 ]
 
 MAX_REASON = 256
@@ -76,6 +77,7 @@ PARTS_OF_A_RECORD = 64
 
 _MAX_DIGITS = 15
 _UNREADABLE = object()
+_USER_INFO = re.compile(r"((?:https?|socks\w*)://)[^/ ]*@", re.IGNORECASE)
 _LIMIT_WORDS = re.compile(r"rate limit|abuse|secondary limit|too many requests", re.IGNORECASE)
 
 
@@ -304,11 +306,20 @@ def classify_known(reply: Reply) -> KnownAnswer:
 
 
 def clean_text(text: str, limit: int = MAX_REASON) -> str:
-    """Return text from outside as one printable line of at most `limit` characters."""
-    text = text[: limit * 4]
+    """
+    Return text from outside as one printable line of at most `limit` characters.
+
+    What an address in it has of a user's name and password is left out.
+    """
+    text = without_user_info(text[: limit * 4])
     if not text.isprintable():
         text = "".join(char if char.isprintable() else " " for char in text)
     return " ".join(text.split())[:limit]
+
+
+def without_user_info(text: str) -> str:
+    """Return a text without the user names and passwords of http and proxies' addresses in it."""
+    return _USER_INFO.sub(r"\1", text) if "@" in text else text
 
 
 def classify_stop(reply: Reply) -> Unauthorized | Limited | None:

@@ -5,13 +5,13 @@ stdout carries one line per acknowledged record and one per new reason of failur
 that is an interface (people grep it and parse it). stderr carries everything else, through
 structlog, the logs of libraries included. Much of what is told was chosen by the author of a pod
 or by a server, so whatever is not printable is escaped: a value can't forge a line. Of a traceback
-each line is escaped for itself, and indented.
+each line is escaped for itself, and indented. No address is told with a password, whosever error it
+stands in, its traceback included.
 
 What a diagnostic is about stands in docs/troubleshooting.md: `see` names the place. A record's line
 stays short; why it failed and what to do is told on stderr, once for each trouble.
 """
 
-import io
 import json
 import logging
 import sys
@@ -22,7 +22,7 @@ from typing import TextIO
 import structlog
 
 from tracker.advice import ADVICE, Trouble, see, trouble_of
-from tracker.answers import clean_text
+from tracker.answers import clean_text, without_user_info
 from tracker.records import Record, Status
 
 __all__ = ["Lines", "configure"]
@@ -118,16 +118,18 @@ def configure(
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _name_the_place,
         _printable,
+        structlog.processors.format_exc_info,
+        _without_user_info,
     ]
     renderer: structlog.typing.Processor
     if as_json:
-        shared.append(structlog.processors.format_exc_info)
         renderer = structlog.processors.JSONRenderer()
     else:
+        shared.append(_indent_traceback)
         renderer = structlog.dev.ConsoleRenderer(
             colors=stream.isatty(),
             pad_event_to=0,
-            exception_formatter=_write_traceback,
+            exception_formatter=structlog.dev.plain_traceback,
         )
     threshold = logging.getLevelNamesMapping()[level.upper()]
     structlog.configure(
@@ -200,14 +202,27 @@ def _escaped(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
-def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+def _without_user_info(
+    _logger: object, _method: str, event: MutableMapping[str, object]
+) -> MutableMapping[str, object]:
+    """Leave out user names and passwords of addresses: an error of a library may hold them."""
+    for key, value in event.items():
+        if isinstance(value, str):
+            event[key] = without_user_info(value)
+    return event
+
+
+def _indent_traceback(
+    _logger: object, _method: str, event: MutableMapping[str, object]
+) -> MutableMapping[str, object]:
     """
-    Write a traceback below its line, each of its lines indented and what is not printable escaped.
+    Indent each line of a traceback and escape what is not printable in it.
 
     An error's own text may have line breaks as the traceback has, and can't be told from it then.
     Indented, no line of it passes for a diagnostic of its own.
     """
-    found = io.StringIO()
-    structlog.dev.plain_traceback(found, exc_info)
-    lines = found.getvalue().strip("\n").split("\n")
-    stream.writelines(f"\n  {_escaped(line)}".rstrip(" ") for line in lines)
+    text = event.get("exception")
+    if isinstance(text, str):
+        lines = text.strip("\n").split("\n")
+        event["exception"] = "\n".join(f"  {_escaped(line)}".rstrip(" ") for line in lines)
+    return event
