@@ -5,6 +5,7 @@ import base64
 import contextlib
 import functools
 import io
+import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -421,10 +422,25 @@ def test_the_proxy_is_the_one_that_the_environment_names(
     assert (None if found is None else found.get_secret_value()) == proxy
 
 
-def test_a_proxy_of_another_kind_is_told_without_its_password() -> None:
-    with pytest.raises(ConnectionSettingError) as caught:
-        proxy_of(URL, {"HTTPS_PROXY": "socks5://user:canary@proxy"})
-    assert "canary" not in str(caught.value)
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "socks5://user:canary@proxy",
+        "http://user:canary℀@proxy:3128",
+        "http://p[canary]x:3128",
+        "http://user:canary@[proxy",
+        "http://user:canary@proxy:port",
+        "http://proxy:canary",
+        "http://user:canary@proxy:99999",
+        "http://user:canary@pro xy",
+        "http://user:canary@",
+    ],
+)
+def test_a_proxy_that_is_none_is_told_without_its_password(proxy: str) -> None:
+    """The standard library's error quotes it, and once ended the start with a traceback."""
+    with pytest.raises(ConnectionSettingError, match="HTTPS_PROXY: not the URL") as caught:
+        proxy_of(URL, {"HTTPS_PROXY": proxy})
+    assert "canary" not in "".join(traceback.format_exception(caught.value))
 
 
 async def test_requests_go_through_the_proxy_that_is_named() -> None:

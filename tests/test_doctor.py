@@ -429,6 +429,13 @@ async def test_a_host_that_hangs_holds_nobody_up(world: World) -> None:
     assert skipped(findings) >= {"clock", "access", "org", "digest"}
 
 
+async def test_a_proxy_that_is_none_is_found_and_told_without_its_password(world: World) -> None:
+    environ = {"PROXY_FROM_ENV": "true", "HTTP_PROXY": "http://user:canary℀@proxy:3128"}
+    findings = await examined(world, **environ)
+    assert bad(findings)["github"] == (Result.FAIL, Trouble.PROXY)
+    assert "canary" not in str(findings)
+
+
 async def test_a_host_that_is_none_is_told(world: World) -> None:
     findings = await examined(world, BASE_URL="https://nowhere.invalid")
     assert bad(findings) == {**IN_MEMORY, "github": (Result.FAIL, Trouble.DNS)}

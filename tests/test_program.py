@@ -272,6 +272,17 @@ async def test_under_kopf_run_the_same_is_told_with_settings_from_a_file(world: 
     assert_secret(program)
 
 
+async def test_a_proxy_that_is_none_ends_it_in_one_line_without_its_password(world: World) -> None:
+    environ = {"PROXY_FROM_ENV": "true", "HTTP_PROXY": "http://user:canary@[proxy"}
+    async with world.program(**environ) as program:
+        assert await program.ended() == 2
+    (line,) = [line for line in program.stderr if "HTTP_PROXY" in line]
+    assert "not the URL of an HTTP proxy" in line
+    assert "Traceback" not in program.said
+    assert "canary" not in program.said
+    assert world.github.history == []
+
+
 async def test_under_kopf_run_mistakes_in_the_settings_end_it_too(world: World) -> None:
     environ = world.environ(ORG="no such org", CLUSTER="a/b")
     async with Program(kopf_run("-A"), environ=environ, folder=world.folder) as program:
