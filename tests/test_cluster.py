@@ -418,6 +418,50 @@ async def test_two_clusters_have_two_fingerprints(server: SimulatedCluster, tmp_
     assert server.token not in json.dumps(sorted(fingerprints))
 
 
+async def test_a_user_in_the_server_s_address_is_let_in_and_told_nowhere(
+    server: SimulatedCluster, tmp_path: Path
+) -> None:
+    """As client-go does it: who has a token is known by that, and nobody else loses the user."""
+    uids = fill(server, 1)
+    url = server.url.replace("://", "://me:c%40nary@")
+    path = tmp_path / "kubeconfig"
+    basic = base64.b64encode(b"me:c@nary").decode()
+    token = f"token: {server.token}"
+    fingerprints = set()
+    for user, secret in ((token, server.token), ("username: only", basic)):
+        kubeconfig = server.kubeconfig().replace(server.url, url).replace(token, user)
+        path.write_text(kubeconfig)
+        async with Cluster(
+            kubeconfig=path, environ={}, namespace="", user_agent=USER_AGENT
+        ) as cluster:
+            endpoint = await cluster.check_credentials()
+            assert endpoint.server == server.url
+            fingerprints.add(endpoint.fingerprint)
+            configuration = await cluster._configuration()  # noqa: SLF001 - what it presents
+            kind = "Bearer" if user == token else "Basic"
+            assert configuration.api_key["BearerToken"] == f"{kind} {secret}"
+            assert configuration.host == server.url
+            if user == token:
+                assert await cluster.pod_uids(None) == uids
+                assert await get(cluster) == "200"
+            else:
+                with pytest.raises(ListError, match="401"):
+                    await cluster.pod_uids(None)
+    async with cluster_of(server, tmp_path) as plain:
+        fingerprints.add((await plain.check_credentials()).fingerprint)
+    assert len(fingerprints) == 1, "a password is no part of which cluster it is"
+
+
+@pytest.mark.parametrize("url", ["https://me:canary@[host", "me:canary@host", "https://me:canary@"])
+async def test_a_server_s_address_that_is_none_is_told_without_its_password(
+    server: SimulatedCluster, tmp_path: Path, url: str
+) -> None:
+    async with behind(tmp_path / "kubeconfig", server, url=url) as cluster:
+        with pytest.raises(CredentialsError, match="server") as failed:
+            await cluster.check_credentials()
+    assert "canary" not in "".join(traceback.format_exception(failed.value))
+
+
 # Workloads.
 
 DEPLOYMENT = KINDS["Deployment"]

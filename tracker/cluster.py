@@ -448,23 +448,30 @@ class Cluster:
 
 def _take_passwords(configuration: client.Configuration) -> None:
     """
-    Take a proxy's user name and password out of its address.
+    Take user names and passwords out of the addresses of the API server and of its proxy.
 
-    The HTTP client tells an address as it is with many an error. Raises ValueError, which tells
-    nothing of the address, when it is none.
+    An address is shown, and the HTTP client tells it as it is with many an error. A user of the
+    server's is presented where there is no token, as client-go does. Raises ValueError, which
+    tells nothing of the address, when one is none.
     """
     configuration.proxy_headers = {}
-    if not configuration.proxy:
-        return
+    host, proxy = str(configuration.host), str(configuration.proxy or "")
+    if "@" in host:
+        configuration.host, basic = _taken("server", host, "https://kubernetes.example.com:6443")
+        if basic is not None and not configuration.api_key.get("BearerToken"):
+            configuration.api_key["BearerToken"] = basic
+    if proxy:
+        configuration.proxy, basic = _taken("proxy-url", proxy, "http://proxy.example.com:3128")
+        if basic is not None:
+            configuration.proxy_headers = {"Proxy-Authorization": basic}
+
+
+def _taken(field: str, url: str, example: str) -> tuple[str, str | None]:
     try:
-        configuration.proxy, basic = take_user_info(str(configuration.proxy))
+        return take_user_info(url)
     except ValueError as error:
-        message = (
-            f"its proxy-url is {error}; write it like http://proxy.example.com:3128, or take it out"
-        )
+        message = f"its {field} is {error}; write it like {example}"
         raise ValueError(message) from None
-    if basic is not None:
-        configuration.proxy_headers = {"Proxy-Authorization": basic}
 
 
 def _check_readable(path: str) -> None:
