@@ -216,6 +216,25 @@ async def test_an_early_renewal_that_fails_leaves_the_old_token_while_it_lasts()
         assert await tokens.token() == Failed(reason="no token for the App: HTTP 500", landed=False)
 
 
+async def test_a_limit_met_by_an_early_renewal_is_about_everyone_who_sends() -> None:
+    """Once, the old token hid it: posts went on into it, and it was met anew each minute."""
+    async with app() as (github, _, ours, clock):
+        assert await ours.send(RECORD) == Acknowledged()
+        clock.pass_by(3310)
+        script = github.script(
+            answers(429, headers={"Retry-After": "3600"}), match=lambda each: not each.names
+        )
+        for times in (1, 2):  # the second as one that was under way when the pause began
+            assert await ours.send(RECORD) == Limited(
+                reason="no token for the App: HTTP 429, a limit", pause_seconds=3600.0
+            )
+            assert len(script.used) == times
+        assert len([each for each in github.history if each.names]) == 1
+        script.stop()
+        clock.pass_by(61)
+        assert await ours.send(RECORD) == Acknowledged()
+
+
 async def test_a_renewal_that_fails_is_the_answer_to_all_who_wait_for_it() -> None:
     """Once, each of them asked for itself, into the very limit that the first had met."""
     async with app() as (github, _, ours, _clock):

@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.support.probe import Probe
+from tests.support.program import Program
 from tests.support.simulated import (
     DIGEST,
     LATER,
@@ -104,6 +105,10 @@ async def test_a_limit_outlives_a_kill(world: World) -> None:
         assert len(world.github.history) == 1
         assert await program.stopped() == 0
     assert "stopped with names not sent" in program.said
+
+
+def tells_of(program: Program, workload: str) -> Callable[[], bool]:
+    return lambda: bool(program.about(name_of(workload)))
 
 
 def refused_token(github: SimulatedGitHub) -> Callable[[], None]:
@@ -208,6 +213,31 @@ def an_app(github: SimulatedGitHub, _folder: Path) -> tuple[dict[str, str], list
     secrets = [*private.splitlines()[1:-1], *textwrap.wrap(kept, 40), "eyJ", "ghs_", "PRIVATE KEY"]
     environ = {"API_TOKEN": "", "GH_APP_ID": "12", "GH_INSTALL_ID": "34"}
     return environ | {"GH_APP_PRIVATE_KEY": kept}, secrets
+
+
+@pytest.mark.fault("G1")
+async def test_a_limit_that_an_app_meets_at_an_early_renewal_outlives_a_kill(world: World) -> None:
+    """Once, its old token was sent with for as long as it lasted, into the pause."""
+    environ, _ = an_app(world.github, world.folder)
+    environ["LEDGER_PATH"] = str(world.folder / "ledger.db")
+    world.github.apps.lifetime_seconds = 8  # renewed after four
+    run(world, 1)
+    async with world.program(**environ) as program:
+        await world.told("many-0000")
+        limit = {"Retry-After": "600"}
+        script = world.github.script(answers(429, headers=limit), match=lambda each: not each.names)
+        while not script.used:
+            later = f"later-{len(program.lines)}"
+            world.cluster.create(pod(later))
+            await program.until(tells_of(program, later))
+        await program.until_said("sending paused")
+        assert "no token for the App: HTTP 429, a limit" in (program.lines[-1].error or "")
+    asked = len(world.github.history)
+    async with world.program(LOG_LEVEL="debug", **environ) as program:
+        await program.until_said("reconciled")
+        assert len(world.github.history) == asked
+        assert await program.stopped() == 0
+    assert "stopped with names not sent" in program.said
 
 
 @pytest.mark.fault("G22")

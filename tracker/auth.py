@@ -169,7 +169,8 @@ class AppToken:
 
     `read_key()` returns the App's RSA key as it is kept now, or raises `ConnectionSettingError`;
     it is asked at once, and when GitHub refused what was signed. `wall()` returns the time in
-    seconds since the epoch.
+    seconds since the epoch. An early renewal that fails leaves the old token while it lasts, but
+    for one that meets a limit: that is the answer then, and nobody sends into it.
     """
 
     def __init__(
@@ -221,7 +222,9 @@ class AppToken:
                 self._minted = found
                 return found.token
             now = self._now()
-            if minted is None or minted.token == refused or now >= minted.expires_at:
+            usable = minted is not None and minted.token != refused and now < minted.expires_at
+            # A limit is about everyone who sends, whatever token they have.
+            if minted is None or not usable or isinstance(found, Limited):
                 self._failed = found
                 return found
             _log.warning("the App's token could not be renewed early", reason=found.reason)
