@@ -5,6 +5,7 @@ import base64
 import contextlib
 import functools
 import io
+import os
 import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -375,13 +376,28 @@ def test_what_is_no_key_is_told_without_a_word_of_it(tmp_path: Path) -> None:
         read_key_file(tmp_path / "none")
 
 
-def test_a_key_that_others_may_read_is_told(tmp_path: Path) -> None:
-    path = tmp_path / "key.pem"
+@pytest.mark.parametrize(("mode", "told"), [(0o600, 0), (0o440, 0), (0o644, 1), (0o404, 1)])
+def test_a_key_that_others_may_read_is_told(tmp_path: Path, mode: int, told: int) -> None:
+    """The group's is no other's: it is by its group that a pod may read what is mounted for it."""
+    assert warned_of(tmp_path, mode) == ["others may read the App's key"] * told
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives a file away")
+def test_a_key_that_a_group_of_others_may_read_is_told(tmp_path: Path) -> None:
+    strangers = max([os.getegid(), *os.getgroups()]) + 1
+    for mode, told in ((0o440, 1), (0o400, 0)):
+        assert len(warned_of(tmp_path, mode, group=strangers)) == told
+
+
+def warned_of(folder: Path, mode: int, *, group: int = -1) -> list[str]:
+    """Return the warnings that come of reading a key from a file of this mode and group."""
+    path = folder / "key.pem"
     path.write_text(pem())
-    path.chmod(0o644)
+    os.chown(path, -1, os.getegid() if group < 0 else group)
+    path.chmod(mode)
     with capture_logs() as logs:
         read_key_file(path)
-    assert [line["event"] for line in logs] == ["others may read the App's key"]
+    return [line["event"] for line in logs]
 
 
 async def test_no_secret_stands_in_a_repr() -> None:

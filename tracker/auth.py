@@ -317,7 +317,7 @@ def read_key_file(path: Path) -> "RSAPrivateKey":
     """Return the key in a file. Raises `ConnectionSettingError`."""
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_mode & (stat.S_IRGRP | stat.S_IROTH):
+            if _is_open_to_others(os.fstat(file.fileno())):
                 _log.warning("others may read the App's key", path=str(path))
             content = file.read(MAX_FILE)
     except OSError as error:
@@ -326,6 +326,14 @@ def read_key_file(path: Path) -> "RSAPrivateKey":
             " may read"
         ) from None
     return read_key(content.decode("latin-1"), where=f"GH_APP_PRIV_KEY_PATH={path}")
+
+
+def _is_open_to_others(status: os.stat_result) -> bool:
+    """Tell whether others may read a file; who is of a group with us is not taken for another."""
+    # It is by `fsGroup` that a pod which is not root may read what is mounted for it.
+    ours = {os.getegid(), *os.getgroups()}
+    readable = stat.S_IROTH if status.st_gid in ours else stat.S_IROTH | stat.S_IRGRP
+    return bool(status.st_mode & readable)
 
 
 def read_key(text: str, *, where: str = "GH_APP_PRIVATE_KEY") -> "RSAPrivateKey":
