@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.builders import raw_pod
 from tests.support.trackers import tracker_with
+from tracker.answers import Acknowledged, Failed, Limited, Unauthorized
 from tracker.app import Tracker
 
 pytestmark = pytest.mark.looptime
@@ -37,6 +38,25 @@ async def test_a_watch_that_is_asked_for_again_and_again_is_alive_and_not_ready(
         assert unwell(tracker) == {}
     assert "granted no watch of pods for 6000 s" in unready(tracker)["watch"]
     tracker.condition.granted()
+    assert unready(tracker) == {}
+
+
+async def test_a_token_that_is_refused_makes_it_unready_and_not_unwell() -> None:
+    """It is set-up, not an outage: once, a rollout with a wrong token passed for a good one."""
+    tracker = await tracker_with()
+    tracker.pace.open()
+    tracker.pace.note(Unauthorized(reason="HTTP 401 Bad credentials"))
+    assert unready(tracker) == {}, "nothing waits: nothing would ever show that it is mended"
+    tracker.see(raw_pod())
+    for reason, valid in (("HTTP 401 Bad credentials", False), ("HTTP 403 Forbidden", True)):
+        tracker.pace.note(Unauthorized(reason=reason, valid=valid))
+        assert unready(tracker) == {"token": f"nothing can be sent with it: {reason}"}
+        assert unwell(tracker) == {}
+        tracker.pace.note(Acknowledged())
+        assert unready(tracker) == {}
+    tracker.pace.note(Limited(reason="HTTP 429", pause_seconds=3600.0))
+    for _ in range(20):
+        tracker.pace.note(Failed(reason="timeout", landed=True))
     assert unready(tracker) == {}
 
 

@@ -13,6 +13,7 @@ from tracker.answers import (
     BatchRefused,
     Failed,
     Limited,
+    Rejected,
     Unauthorized,
 )
 from tracker.pacing import FIRST_PAUSE_SECONDS, OUTAGE_FAILURES, Bucket, Pace
@@ -165,3 +166,22 @@ async def test_a_refused_batch_decides_nothing() -> None:
     shared.note(Limited(reason="", pause_seconds=None))
     shared.note(BatchRefused(reason="HTTP 403", by_content=False))
     assert shared.not_before - now() == pytest.approx(FIRST_PAUSE_SECONDS)
+
+
+@pytest.mark.looptime
+async def test_a_token_is_refused_until_a_request_is_taken() -> None:
+    on = pace()
+    passing: list[Answer] = [LOST] * OUTAGE_FAILURES
+    passing.append(Limited(reason="429", pause_seconds=1.0))
+    for answer in passing:
+        on.note(answer)
+        assert on.refusal is None, "neither a limit nor an outage says anything of it"
+    for reason, valid in (("HTTP 401 Bad credentials", False), ("HTTP 403 Forbidden", True)):
+        on.note(Unauthorized(reason=reason, valid=valid))
+        for answer in passing:
+            on.note(answer)
+            assert on.refusal == reason
+        on.note(BatchRefused(reason="HTTP 403", by_content=False))
+        assert on.refusal == reason
+        on.note(Rejected(reason="HTTP 422") if valid else OK)
+        assert on.refusal is None

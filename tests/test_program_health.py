@@ -90,6 +90,25 @@ async def test_settings_that_github_will_refuse_make_it_unready(tmp_path: Path) 
         assert await probe.wrong("/healthz") == {}
 
 
+async def test_a_token_that_github_refuses_makes_it_unready_until_it_takes_one(
+    tmp_path: Path,
+) -> None:
+    probe = Probe()
+    async with made(tmp_path) as world:
+        world.run("web")
+        ours, world.github.tokens = world.github.tokens, {"another"}
+        often = {"tracker.pacing.FIRST_PAUSE_SECONDS": 0.5}
+        port = str(probe.port)
+        async with world.program(constants=often, METRICS_PORT=port) as running:
+            await probe.until("/readyz", lambda wrong: wrong.keys() == {"token"})
+            assert "HTTP 401 Bad credentials" in (await probe.wrong("/readyz"))["token"]
+            assert await probe.wrong("/healthz") == {}
+            world.github.tokens = ours
+            await probe.until("/readyz", lambda wrong: not wrong)
+            await running.until(lambda: any(line.outcome == "OK" for line in running.lines))
+        assert_secret(running)
+
+
 async def test_github_that_is_away_makes_it_neither(tmp_path: Path) -> None:
     probe = Probe()
     async with made(tmp_path) as world:

@@ -116,6 +116,7 @@ class Condition:
         trouble = self._lookups.trouble
         return {
             "settings": "; ".join(self._hindrances) or None,
+            "token": self._refused(),
             "start": None if self._pace.is_open else "not every pod of the first list was seen yet",
             "watch": f"the API server has granted no watch of pods for {wanting:.0f} s"
             if wanting > UNGRANTED_SECONDS
@@ -140,6 +141,18 @@ class Condition:
             workloads_readable=not self._lookups.trouble if self._reads_workloads else None,
             loop_lag_seconds=self.laps.longest(),
         )
+
+    def _refused(self) -> str | None:
+        """
+        Return that GitHub refuses the token that something waits to be sent with, or None.
+
+        That is set-up, which somebody has to mend. Limits and outages pass by themselves: a pod
+        that is unready for them would hold up a rollout over what nobody here can change.
+        """
+        refusal = self._pace.refusal
+        if refusal is None or not self._delivery.unfinished:
+            return None
+        return f"nothing can be sent with it: {refusal}"
 
     def _untried(self) -> str | None:
         """Return that no worker takes what waits, though it may be sent, or None."""

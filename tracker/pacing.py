@@ -85,6 +85,7 @@ class Pace:
         self._opened_at = 0.0
         self._streak = 0
         self._failures = 0
+        self._refusal: str | None = None
         self._doubtful = not_before > 0.0
         self._probing = asyncio.Lock()
         self.not_before = not_before
@@ -117,6 +118,15 @@ class Pace:
     def is_broken(self) -> bool:
         """Tell whether the last requests, several in a row, all failed."""
         return self._failures >= OUTAGE_FAILURES
+
+    @property
+    def refusal(self) -> str | None:
+        """
+        Return why nothing may be sent with the token, or None when nothing is known against it.
+
+        It stands until a request is taken: neither a limit nor an outage says that it is over.
+        """
+        return self._refusal
 
     async def passed(self) -> None:
         """Wait until sending is permitted."""
@@ -159,6 +169,8 @@ class Pace:
         """Take note of an answer; return the seconds by which it stops everyone, mostly 0."""
         now = asyncio.get_running_loop().time()
         left = max(self.not_before - now, 0.0)
+        if isinstance(answer, Unauthorized):
+            self._refusal = answer.reason
         match answer:
             case Limited(pause_seconds=seconds) if seconds is not None:
                 pause = seconds
@@ -174,6 +186,7 @@ class Pace:
                 return 0.0  # what that means another request will show
             case _:
                 self._streak = self._failures = 0
+                self._refusal = None
                 self._doubtful = False
                 return 0.0
         if not left:
