@@ -273,6 +273,9 @@ def test_the_probes_ask_what_the_outside_world_has_no_say_in(manifests: list[Man
         "liveness": {"path": "/healthz", "port": "metrics"},
         "readiness": {"path": "/readyz", "port": "metrics"},
     }
+    # What only the first post shows is told by a rollout as well.
+    spec = one(manifests, "Deployment")["spec"]
+    assert spec["minReadySeconds"] > 3 * asked["readiness"]["periodSeconds"]
     # A hiccup of a busy node is no reason to begin anew.
     assert asked["liveness"]["periodSeconds"] * asked["liveness"]["failureThreshold"] >= 60
     assert asked["startup"]["periodSeconds"] * asked["startup"]["failureThreshold"] >= 60
