@@ -174,10 +174,24 @@ def test_who_notes_what_goes_stops_with_its_own_note_alone() -> None:
 async def test_who_gives_up_waiting_for_a_pod_takes_nobody_with_them() -> None:
     watch = Watch()
     long = asyncio.create_task(watch.sightings.missing({"1"}, patience_seconds=10.0))
+    other = asyncio.create_task(watch.sightings.missing({"2"}, patience_seconds=10.0))
     assert await watch.sightings.missing({"1"}, patience_seconds=1.0) == {"1"}
-    watch.see("1")
-    assert await long == frozenset()
+    watch.see("1", "2")
+    assert await long == await other == frozenset()
     assert waited() < 2.0
+
+
+async def test_who_has_seen_all_its_pods_takes_nobody_with_them() -> None:
+    watch = Watch()
+    long = asyncio.create_task(watch.sightings.missing({"1", "2"}, patience_seconds=10.0))
+    other = asyncio.create_task(watch.sightings.missing({"3"}, patience_seconds=10.0))
+    await asyncio.sleep(0.1)
+    watch.see("3")
+    assert await other == frozenset()
+    await asyncio.sleep(0.1)
+    watch.see("1", "2")
+    assert await long == frozenset()
+    assert waited() < 1.0
 
 
 async def test_a_pod_that_is_seen_to_go_counts_as_seen() -> None:
@@ -223,13 +237,16 @@ async def test_lists_that_can_not_be_had_are_asked_for_again_with_backoff() -> N
 async def test_a_failed_list_in_between_forgets_nothing() -> None:
     lists, watch = ScriptedLists(), Watch()
     lists.pods = dict.fromkeys(["1", "2"], "shop")
-    task = await beginning(lists, watch)
-    watch.see("1")
-    lists.failures = 2
-    await asyncio.sleep(10)
-    assert not task.done()
-    watch.see("2")
-    await task
+    with capture_logs() as logs:
+        task = await beginning(lists, watch)
+        watch.see("1")
+        lists.failures = 2
+        await asyncio.sleep(10)
+        assert not task.done()
+        watch.see("2")
+        await task
+    # What the start waits for is told once, by the first list.
+    assert [line["pods"] for line in logs if line["event"] == "pods listed"] == [2]
 
 
 async def test_two_waits_at_once_do_not_disturb_each_other() -> None:
@@ -623,6 +640,16 @@ async def test_a_displacement_that_becomes_an_absence_waits_anew() -> None:
         assert not on.confirmed()
         await asyncio.sleep(0.2)
         assert on.confirmed()
+
+
+async def test_an_absence_that_becomes_a_displacement_is_no_absence_any_more() -> None:
+    """Nothing holds a name of which another image runs."""
+    async with scene() as on:
+        on.want("shop/nightly/app", NIGHTLY, absent=True)
+        await asyncio.sleep(60)
+        on.want("shop/nightly/app", NIGHTLY, absent=False)
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(["shop/nightly/app"])
 
 
 def is_empty(absences: Absences) -> bool:
