@@ -6,8 +6,9 @@ import shutil
 import signal
 import sqlite3
 import stat
+import time
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from tests.support.ledgers import (
     hold_open,
     numbers,
     outgrow_the_limit,
+    put_one,
     put_until_killed,
     run_process,
     sums,
@@ -372,6 +374,10 @@ def move(path: Path, target: Path) -> None:
     path.rename(target)
 
 
+def put_a_backup(path: Path) -> None:
+    path.write_bytes(b"a backup")
+
+
 async def test_a_ledger_that_was_deleted_under_way_says_so(path: Path, tmp_path: Path) -> None:
     async with ledger_at(path) as ledger:
         await ledger.put(entry(1))
@@ -379,6 +385,23 @@ async def test_a_ledger_that_was_deleted_under_way_says_so(path: Path, tmp_path:
         with pytest.raises(LedgerWriteError, match="moved or deleted; restart"):
             await ledger.put(entry(2))
         assert numbers(ledger) == [1]
+
+
+@pytest.mark.fault("L12")
+async def test_a_file_that_was_put_in_its_place_is_not_touched(path: Path, tmp_path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.put(entry(1))
+        move(path, tmp_path / "elsewhere")
+        put_a_backup(path)
+        before = sums(path.parent)
+        with pytest.raises(LedgerWriteError, match="another file was put in its place; restart"):
+            await ledger.put(entry(2))
+        assert ledger.taken is not None
+        assert sums(path.parent) == before
+        move(tmp_path / "elsewhere", path)
+        await ledger.put(entry(2))
+        assert ledger.failure is None
+        assert ledger.taken is None
 
 
 # One owner
@@ -391,6 +414,7 @@ async def test_a_second_process_is_told_who_is_in_the_way(path: Path) -> None:
         assert process.stdout.count("\n") == 1
         assert str(path) in process.stdout
         assert "stop that one" in process.stdout
+        assert "never delete its .lock" in process.stdout
         await ledger.put(entry(1))
     process = await asyncio.to_thread(run_process, hold_open, str(path))
     assert process.stdout == "open\n"
@@ -401,6 +425,67 @@ async def test_a_second_ledger_of_one_process_is_refused_too(path: Path) -> None
         with pytest.raises(LedgerLockedError):
             async with ledger_at(path):
                 pass
+
+
+@pytest.mark.fault("L12")
+async def test_an_owner_whose_lock_was_deleted_stops_writing(path: Path) -> None:
+    # Both wrote, and each took the mirror of its own for what is in the file.
+    async with ledger_at(path) as first:
+        await first.put(entry(1))
+        lock_of(path).unlink()
+        process = await asyncio.to_thread(run_process, put_one, str(path), "2")
+        assert process.returncode == 0, process.stderr
+        for _ in range(2):
+            with pytest.raises(LedgerWriteError, match="another process may own it: never delete"):
+                await first.put(entry(3))
+        assert numbers(first) == [1]
+        assert first.taken is not None
+    async with ledger_at(path) as ledger:
+        assert numbers(ledger) == [1, 2]
+
+
+async def test_a_lock_that_comes_back_is_the_owner_s_again(path: Path, tmp_path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        move(lock_of(path), tmp_path / "elsewhere")
+        with pytest.raises(LedgerWriteError, match=r"its \.lock was deleted"):
+            await ledger.put(entry(1))
+        move(tmp_path / "elsewhere", lock_of(path))
+        await ledger.put(entry(1))
+        assert ledger.failure is None
+        assert ledger.taken is None
+
+
+async def test_who_waits_for_a_lock_that_is_deleted_waits_for_the_next_one(path: Path) -> None:
+    """The deleted one is free as soon as its owner ends, whoever has the ledger by then."""
+    first = await ledger_at(path).__aenter__()
+    inode = lock_of(path).stat().st_ino
+    waiting = asyncio.create_task(
+        SqliteLedger(path=path, identity=IDENTITY, patience_seconds=50).__aenter__()
+    )
+    await asyncio.to_thread(until_held, inode, 2)
+    lock_of(path).unlink()
+    async with ledger_at(path):
+        await first.close()
+        await asyncio.to_thread(until_held, inode, 0)
+        assert not waiting.done()
+    await (await waiting).close()
+
+
+def lock_of(path: Path) -> Path:
+    return Path(f"{path}.lock")
+
+
+def until_held(inode: int, count: int) -> None:
+    """Return when so many descriptors of this process are of a file, or fail."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        held = 0
+        for descriptor in Path("/proc/self/fd").iterdir():
+            with suppress(OSError):
+                held += descriptor.stat().st_ino == inode
+        if held == count:
+            return
+    pytest.fail(f"there are no {count} of it")
 
 
 async def test_one_that_is_waited_for_may_end_in_time(path: Path) -> None:

@@ -135,6 +135,27 @@ async def test_a_ledger_that_can_not_be_written_makes_it_unready(tmp_path: Path)
         assert (await probe.metrics())["ledger_writes_total failed"] >= 1
 
 
+async def test_a_ledger_whose_place_another_took_makes_it_unwell_until_it_is_back(
+    tmp_path: Path,
+) -> None:
+    """A start takes what stands there; a process that goes on could only overwrite it."""
+    probe = Probe()
+    async with made(tmp_path) as world, program(world, probe) as running:
+        await running.until_said(IN_STEP)
+        world.ledger.rename(world.folder / "elsewhere.db")
+        world.ledger.write_bytes(b"a backup")
+        world.run("web")
+        await probe.until("/readyz", lambda wrong: wrong.keys() == {"ledger"})
+        wrong = await probe.wrong("/healthz")
+        assert wrong.keys() == {"ledger"}
+        assert "another file was put in its place" in wrong["ledger"]
+        assert world.ledger.read_bytes() == b"a backup"
+        (world.folder / "elsewhere.db").replace(world.ledger)
+        await world.agreed()
+        await probe.until("/readyz", lambda wrong: not wrong)
+        assert await probe.wrong("/healthz") == {}
+
+
 async def test_a_port_that_is_taken_ends_it_in_one_line(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("", 0))

@@ -39,6 +39,11 @@ class Ledger(Protocol):
         """Return why the last write failed, or None when it was kept."""
         ...
 
+    @property
+    def taken(self) -> str | None:
+        """Return why another file or owner has the ledger's place, or None."""
+        ...
+
     def entries(self) -> Collection[Entry]:
         """Return all entries, as they are now."""
         ...
@@ -107,6 +112,10 @@ class Condition:
                 for task in TASKS
             },
             "delivery": self._untried(),
+            # A start takes up what stands in its place, or waits in line for it; this process may
+            # do neither. Whatever else keeps a ledger from being written a restart does not mend,
+            # and it would forget what memory still knows.
+            "ledger": self._ledger.taken,
         }
 
     def readiness(self) -> Mapping[str, str | None]:

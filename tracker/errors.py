@@ -12,6 +12,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
         ├── LedgerLockedError   another process has it
         ├── LedgerMissingError  there is none to be read
         ├── LedgerNewerError    a newer version wrote it
+        ├── LedgerTakenError    another file or owner took its place in mid-run
         ├── LedgerTextError     an entry is not one that it can hold
         ├── LedgerUnusableError its place can't hold a ledger
         └── LedgerWriteError    a write failed while the tracker ran
@@ -27,6 +28,7 @@ __all__ = [
     "LedgerLockedError",
     "LedgerMissingError",
     "LedgerNewerError",
+    "LedgerTakenError",
     "LedgerTextError",
     "LedgerUnusableError",
     "LedgerWriteError",
@@ -83,6 +85,10 @@ class LedgerMissingError(LedgerError):
 
 class LedgerNewerError(LedgerError):
     """A newer version of this program wrote the ledger; the file was not touched."""
+
+
+class LedgerTakenError(LedgerError):
+    """Another file stands where the ledger was, or its lock is gone: it may be another's now."""
 
 
 class LedgerTextError(LedgerError):

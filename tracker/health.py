@@ -1,12 +1,13 @@
 """
 The port for machines: `/metrics`, `/healthz`, `/readyz`.
 
-`/healthz` fails when a restart would help: the event loop does not come to its turn, or a long
-task gives no sign of life. It never depends on GitHub, on the API server or on the disk, which no
-restart mends. `/readyz` fails while the tracker does not do its job, and says why: it was not in
-step with the cluster yet, the watch is not granted, the ledger can't be written, workloads can't
-be read, GitHub refuses the token. An outage of GitHub and a limit pass by themselves, and make it
-neither. Both answer with JSON: what was looked at, and for each what is wrong, or null.
+`/healthz` fails when a restart would help: the event loop does not come to its turn, a long task
+gives no sign of life, or another file or owner took the ledger's place. It never depends on GitHub,
+on the API server or on a disk that fails, which no restart mends. `/readyz` fails while the tracker
+does not do its job, and says why: it was not in step with the cluster yet, the watch is not
+granted, the ledger can't be written, workloads can't be read, GitHub refuses the token. An outage of
+GitHub and a limit pass by themselves, and make it neither. Both answer with JSON: what was looked
+at, and for each what is wrong, or null.
 
 Whoever can reach the port can be slow on purpose. So each connection has one answer and a time to
 live, and there are only so many: the oldest goes when one more comes.

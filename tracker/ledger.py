@@ -31,7 +31,7 @@ from typing import Protocol, Self, TypeVar
 import structlog
 
 from tracker.entries import Entry, reopen
-from tracker.errors import LedgerError, LedgerTextError, LedgerWriteError
+from tracker.errors import LedgerTakenError, LedgerTextError, LedgerWriteError
 from tracker.ledger_file import OpenFile, explain, open_file
 from tracker.ledger_schema import (
     DELETE_ENTRY,
@@ -93,6 +93,11 @@ class _Mirror:
     @property
     def failure(self) -> str | None:
         """Return why the last write failed, or None when it was kept."""
+        return None
+
+    @property
+    def taken(self) -> str | None:
+        """Return why another file or owner has the place, as the last write met it, or None."""
         return None
 
     @property
@@ -258,6 +263,7 @@ class SqliteLedger(_Mirror):
         self._ended: asyncio.Future[None] | None = None
         self._accepts = False
         self._failure: str | None = None
+        self._taken: str | None = None
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -304,6 +310,11 @@ class SqliteLedger(_Mirror):
     def failure(self) -> str | None:
         """Return why the last write failed, or None when it was kept."""
         return self._failure
+
+    @property
+    def taken(self) -> str | None:
+        """Return why another file or owner has the place, as the last write met it, or None."""
+        return self._taken
 
     async def put(self, *entries: Entry) -> None:
         """
@@ -412,6 +423,7 @@ class SqliteLedger(_Mirror):
         """Take over what is durable now. Called on the loop, in the order of the commits."""
         if self._meter is not None:
             self._meter.written(well=True, seconds=seconds)
+        self._taken = None
         if self._failure is not None:
             self._failure = None
             _log.info("the ledger is written again", path=str(self._path))
@@ -420,8 +432,10 @@ class SqliteLedger(_Mirror):
             if not write.done.done():  # else its waiter was cancelled
                 write.done.set_result(result)
 
-    def _failed(self, batch: Iterable[_Write], reason: str, seconds: float) -> None:
+    def _failed(self, batch: Iterable[_Write], error: Exception, seconds: float) -> None:
         """Tell the waiters. Called on the loop."""
+        reason = explain(error)
+        self._taken = reason if isinstance(error, LedgerTakenError) else None
         if self._meter is not None:
             self._meter.written(well=False, seconds=seconds)
         message = (
@@ -472,7 +486,7 @@ class SqliteLedger(_Mirror):
             try:
                 counts = self._commit(file, batch)
             except Exception as error:  # noqa: BLE001 - the top of the thread's loop; waiters get it
-                _call(loop, self._failed, batch, explain(error), time.monotonic() - began)
+                _call(loop, self._failed, batch, error, time.monotonic() - began)
             else:
                 done = list(zip(batch, counts, strict=True))
                 _call(loop, self._committed, done, time.monotonic() - began)
@@ -485,9 +499,7 @@ class SqliteLedger(_Mirror):
     def _commit(self, file: OpenFile[Contents], batch: Iterable[_Write]) -> list[list[int]]:
         """Return, for each write and statement, how many rows it changed."""
         self._step("begin")
-        if not file.is_in_place():
-            # SQLite would go on writing to a file that no restart will find.
-            raise LedgerError("the file was moved or deleted; restart to begin a new one")
+        file.check()
         connection = file.connection
         connection.execute("BEGIN IMMEDIATE")
         try:

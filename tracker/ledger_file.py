@@ -26,7 +26,13 @@ from typing import Generic, TypeVar
 
 import structlog
 
-from tracker.errors import LedgerError, LedgerLockedError, LedgerNewerError, LedgerUnusableError
+from tracker.errors import (
+    LedgerError,
+    LedgerLockedError,
+    LedgerNewerError,
+    LedgerTakenError,
+    LedgerUnusableError,
+)
 from tracker.ledger_schema import APPLICATION_ID, VERSION
 
 __all__ = ["OpenFile", "check_version", "explain", "open_file", "unwritable"]
@@ -60,22 +66,34 @@ class OpenFile(Generic[_T]):
     path: Path
     connection: sqlite3.Connection
     contents: _T
-    lock: int
+    lock: "_Lock"
     identity: tuple[int, int]
 
-    def is_in_place(self) -> bool:
-        """Tell whether the path still leads to this file; if not, what is written is lost."""
-        try:
-            return _identity(self.path.lstat()) == self.identity
-        except OSError:
-            return False
+    def check(self) -> None:
+        """
+        Refuse to go on with a file that is not, or may not be, this process's own any more.
+
+        SQLite would not notice: it would write to a file that no restart finds, or into that of
+        another owner. Raises LedgerTakenError when another file stands at the path or the lock
+        does not, LedgerError when nothing stands there.
+        """
+        found = _found(self.path)
+        if found is None:
+            raise LedgerError("the file was moved or deleted; restart to begin a new one")
+        if found != self.identity:
+            raise LedgerTakenError("another file was put in its place; restart to go on with that")
+        if not self.lock.is_in_place():
+            raise LedgerTakenError(
+                "its .lock was deleted, so another process may own it: never delete that file;"
+                " restart to ask for the ledger anew"
+            )
 
     def close(self) -> None:
         """Close the file and let go of the lock."""
         try:
             self.connection.close()
         finally:
-            os.close(self.lock)
+            self.lock.close()
 
 
 def open_file(
@@ -101,7 +119,7 @@ def open_file(
             f"Python has {sqlite3.sqlite_version}: use another build of Python"
         )
     try:
-        lock = _lock(path, patience_seconds)
+        lock = _Lock(path, patience_seconds)
         try:
             try:
                 return _open(path, lock, prepare, patience_seconds)
@@ -109,7 +127,7 @@ def open_file(
                 _move_aside(path, str(error))
                 return _open(path, lock, prepare, patience_seconds)
         except BaseException:
-            os.close(lock)
+            lock.close()
             raise
     except _CorruptError as error:
         raise LedgerUnusableError(
@@ -146,37 +164,58 @@ def explain(error: Exception) -> str:
     return f"{error}, {name}" if name else str(error)
 
 
-def _lock(path: Path, patience_seconds: float) -> int:
-    """Return a descriptor that holds the lock on `<path>.lock` until it is closed."""
-    if not path.parent.exists():
-        path.parent.mkdir(mode=0o700)
-    lock_path = path.with_name(f"{path.name}.lock")
-    lock = os.open(lock_path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
-    try:
+class _Lock:
+    """The lock on `<path>.lock`, which makes its holder the ledger's owner; held until closed."""
+
+    def __init__(self, path: Path, patience_seconds: float) -> None:
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700)
+        self._path = path.with_name(f"{path.name}.lock")
         deadline = time.monotonic() + patience_seconds
         while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise _locked(path) from None
-                time.sleep(LOCK_POLL_SECONDS)
-            else:
-                return lock
-    except BaseException:
-        os.close(lock)
-        raise
+            descriptor = self._wait(path, deadline)
+            # One that was deleted meanwhile keeps nobody away.
+            if _found(self._path) == _identity(os.fstat(descriptor)):
+                self._descriptor = descriptor
+                return
+            os.close(descriptor)
+
+    def is_in_place(self) -> bool:
+        """Tell whether whoever asks for the ledger still meets this lock."""
+        return _found(self._path) == _identity(os.fstat(self._descriptor))
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self._descriptor)
+
+    def _wait(self, path: Path, deadline: float) -> int:
+        """Return a descriptor that holds the lock; its file may be deleted by then."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self._path, flags, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if time.monotonic() >= deadline:
+                        raise _locked(path) from None
+                    time.sleep(LOCK_POLL_SECONDS)
+                else:
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
 
 
 def _locked(path: Path) -> LedgerError:
     return LedgerLockedError(
         f"the ledger {path} is in use by another process: stop that one, or give this one a "
-        "LEDGER_PATH of its own"
+        "LEDGER_PATH of its own; never delete its .lock, that would make two owners"
     )
 
 
 def _open(
-    path: Path, lock: int, prepare: Callable[[sqlite3.Connection], _T], patience_seconds: float
+    path: Path, lock: _Lock, prepare: Callable[[sqlite3.Connection], _T], patience_seconds: float
 ) -> OpenFile[_T]:
     """Check, open, check again and prepare. Raises _CorruptError for what is to be moved aside."""
     identity = _claim(path)
@@ -388,6 +427,14 @@ def _sync_folder(path: Path) -> None:
 
 def _identity(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
+
+
+def _found(path: Path) -> tuple[int, int] | None:
+    """Return what stands at a path, None for nothing. Raises OSError when that can't be told."""
+    try:
+        return _identity(path.lstat())
+    except FileNotFoundError:
+        return None
 
 
 def _because(error: OSError) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "hold_open",
     "numbers",
     "outgrow_the_limit",
+    "put_one",
     "put_until_killed",
     "record",
     "run_process",
@@ -110,6 +111,16 @@ def run_process(function: Callable[..., None], *words: str) -> subprocess.Comple
         timeout=50,
         check=False,
     )
+
+
+def put_one(path: str, number: str) -> None:
+    """Open the ledger and put an entry."""
+
+    async def main() -> None:
+        async with SqliteLedger(path=Path(path), identity=IDENTITY, patience_seconds=0) as ledger:
+            await ledger.put(entry(int(number)))
+
+    asyncio.run(main())
 
 
 def put_until_killed(path: str, step: str, count: str) -> None:
