@@ -72,6 +72,7 @@ async def test_the_messages_are_as_they_are_written_down(tmp_path: Path) -> None
         ("auth", "the App's token could not be renewed early", Trouble.GITHUB_APP),
         ("delivery", "answers to batches can't be read", Trouble.UNEXPECTED_ANSWER),
         ("ledger_file", "the ledger was corrupt", Trouble.LEDGER_CORRUPT),
+        ("ledger", "the ledger broke or went", Trouble.LEDGER_ANEW),
         ("lookups", "workloads can't be read", Trouble.WORKLOADS),
     ],
 )

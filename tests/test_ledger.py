@@ -3,7 +3,6 @@
 import asyncio
 import errno
 import sqlite3
-import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from tests.support.ledgers import IDENTITY, NOW, Wall, entry, numbers, record, sums
+from tests.support.ledgers import IDENTITY, NOW, Gate, Wall, entry, numbers, record, sums
 from tracker.entries import State
 from tracker.errors import LedgerTextError, LedgerWriteError
 from tracker.ledger import MemoryLedger, SqliteLedger
@@ -19,27 +18,6 @@ from tracker.ledger_reader import read_ledger
 from tracker.records import Status
 
 AnyLedger = MemoryLedger | SqliteLedger
-
-
-class Gate:
-    """Stops the writer thread at a step until it is opened, and counts the steps."""
-
-    def __init__(self, step: str) -> None:
-        self.reached = asyncio.Event()
-        self.counts: dict[str, int] = {}
-        self._loop = asyncio.get_running_loop()
-        self._step = step
-        self._open = threading.Event()
-
-    def __call__(self, step: str) -> None:
-        self.counts[step] = self.counts.get(step, 0) + 1
-        if step == self._step and not self._open.is_set():
-            self._loop.call_soon_threadsafe(self.reached.set)
-            self._open.wait(timeout=30)
-
-    def open(self) -> None:
-        """Let it go on, now and later."""
-        self._open.set()
 
 
 @pytest.fixture

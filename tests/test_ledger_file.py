@@ -1,6 +1,8 @@
 """The ledger's file under what happens to files: crashes, full and bad disks, other writers."""
 
 import asyncio
+import errno
+import fcntl
 import os
 import shutil
 import signal
@@ -9,19 +11,25 @@ import stat
 import time
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from structlog.testing import capture_logs
 
 from tests.support.ledgers import (
     IDENTITY,
+    Gate,
+    Wall,
+    delete_and_put_until_killed,
     entry,
     hold_open,
     numbers,
     outgrow_the_limit,
     put_one,
     put_until_killed,
+    record,
     run_process,
     sums,
 )
@@ -34,6 +42,7 @@ from tracker.errors import (
 )
 from tracker.ledger import SqliteLedger
 from tracker.ledger_schema import MIGRATIONS, VERSION, migrate
+from tracker.records import Status
 
 PAGE = 4096
 
@@ -212,22 +221,256 @@ def test_each_corrupt_ledger_is_kept(path: Path) -> None:
     assert len(list(path.parent.glob("*.corrupt-*"))) == 3
 
 
-async def test_corruption_that_is_met_later_fails_writes_and_is_found_at_the_next_start(
-    path: Path,
+# A ledger that breaks or goes under way
+
+
+def break_open(path: Path) -> None:
+    """Break a ledger of many entries that is open: its next write meets it."""
+    # Another connection's commit makes the ledger's one read its pages again.
+    execute("INSERT INTO meta VALUES ('x', 1)", "PRAGMA wal_checkpoint(TRUNCATE)")(path)
+    overwrite(PAGE, b"\xff" * 20 * PAGE)(path)
+
+
+def cut_open(path: Path) -> None:
+    execute("PRAGMA wal_checkpoint(TRUNCATE)")(path)
+    overwrite(0, b"\xff" * PAGE)(path)
+
+
+def delete_all(path: Path) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        if not file.name.endswith(".lock"):
+            file.unlink()
+
+
+def delete_the_folder(path: Path) -> None:
+    shutil.rmtree(path.parent)
+
+
+def delete_all_in_the_folder(path: Path) -> None:
+    for file in path.parent.iterdir():
+        file.unlink()
+
+
+def move_the_file_alone(path: Path) -> None:
+    path.rename(path.parent.with_name("elsewhere"))
+
+
+@pytest.mark.fault("L13")
+@pytest.mark.parametrize(
+    ("damage", "is_kept"),
+    [
+        pytest.param(break_open, True, id="pages"),
+        pytest.param(cut_open, True, id="header"),
+        pytest.param(delete_all, False, id="deleted"),
+        pytest.param(delete_all_in_the_folder, False, id="deleted with its lock"),
+        pytest.param(delete_the_folder, False, id="deleted with its folder"),
+        pytest.param(move_the_file_alone, True, id="moved without its log"),
+    ],
+)
+async def test_a_ledger_that_breaks_under_way_is_written_anew_from_memory(
+    tmp_path: Path, damage: Callable[[Path], None], *, is_kept: bool
 ) -> None:
-    async with ledger_at(path) as ledger:
-        for number in range(60):
-            await ledger.put(entry(number))
-        # Another connection's commit makes the ledger's one read its pages again.
-        execute("INSERT INTO meta VALUES ('x', 1)", "PRAGMA wal_checkpoint(TRUNCATE)")(path)
-        overwrite(PAGE, b"\xff" * 20 * PAGE)(path)
-        with pytest.raises(LedgerWriteError, match="SQLITE_CORRUPT"):
+    # It failed every write for ever; a restart began an empty one, and what had been deleted
+    # meanwhile stood as deployed at GitHub for good.
+    path = tmp_path / "data" / "ledger.db"
+    wall = Wall()
+    until = asyncio.get_running_loop().time() + 60
+    gone = record(3, Status.DECOMMISSIONED)
+    with capture_logs() as logs:
+        async with SqliteLedger(path=path, identity=IDENTITY, wall=wall) as ledger:
+            await ledger.seen_cluster("this")
+            await ledger.set_pause_until(until)
+            await ledger.put(*(entry(number) for number in range(60)))
+            await ledger.put(entry(3, acknowledged=gone))
+            await ledger.forget(entry(4).deployment_name)
+            wall.now += 100
+            await asyncio.to_thread(damage, path)
             await ledger.put(entry(1, attempts=9))
-        assert ledger.get(entry(1).deployment_name) == entry(1)
+            assert ledger.failure is None
+            held = ledger.entries()
+            second = await asyncio.to_thread(run_process, hold_open, str(path))
+            assert second.stdout.startswith("LedgerLockedError")
+    (told,) = logs
+    assert told["log_level"] == "error"
+    assert "written anew from memory" in told["event"]
+    assert told["entries"] == 59
+    kept = {file.name for file in path.parent.iterdir() if ".corrupt-" in file.name}
+    assert bool(kept) is ("moved_to" in told) is is_kept
+    assert {file.name for file in path.parent.iterdir()} - kept == {path.name, lock_of(path).name}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    async with SqliteLedger(path=path, identity=IDENTITY, wall=wall) as ledger:
+        assert sorted(ledger.entries(), key=str) == sorted(held, key=str)
+        assert ledger.get(entry(1).deployment_name) == entry(1, attempts=9)
+        assert ledger.pause_until == pytest.approx(until, abs=5)
+        assert not await ledger.seen_cluster("another")
+        assert await ledger.age_out(wall.now - 1) == 1, "it is as old as it was"
+
+
+async def test_what_broke_is_kept_as_it_was(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.put(*(entry(number) for number in range(60)))
+        await asyncio.to_thread(break_open, path)
+        before = sums(path.parent)
+        await ledger.put(entry(1))
+        after = sums(path.parent)
+    (kept,) = [name for name in after if name.endswith("Z")]
+    assert after[kept] == before[path.name]
+    assert after[f"{kept}-wal"] == before[f"{path.name}-wal"]
+
+
+async def test_what_it_held_of_other_identities_is_carried_over(path: Path) -> None:
+    other, third = (replace(IDENTITY, cluster=f"prod-eu-{number}") for number in (2, 3))
+    for identity, number in ((other, 1), (third, 2)):
+        async with SqliteLedger(path=path, identity=identity) as ledger:
+            await ledger.seen_cluster(str(identity))
+            await ledger.put(entry(number))
     with capture_logs() as logs:
         async with ledger_at(path) as ledger:
-            assert not ledger.entries()
-    assert [log["log_level"] for log in logs] == ["error"]
+            await ledger.put(entry(3))
+            await asyncio.to_thread(delete_all, path)
+            await ledger.put(entry(4))
+    assert len(logs) == 1
+    async with SqliteLedger(path=path, identity=other) as ledger:
+        assert ledger.other_identities() == {third: 1, IDENTITY: 2}
+        assert list(ledger.entries()) == [entry(1)]
+        assert await ledger.seen_cluster(str(other))
+        assert not await ledger.seen_cluster("another")
+
+
+async def test_what_of_other_identities_can_not_be_read_any_more_is_told(path: Path) -> None:
+    other = replace(IDENTITY, cluster="prod-eu-2")
+    async with SqliteLedger(path=path, identity=other) as ledger:
+        await ledger.put(entry(1), entry(2))
+    with capture_logs() as logs:
+        async with ledger_at(path) as ledger:
+            await ledger.put(*(entry(number) for number in range(60)))
+            await asyncio.to_thread(break_open, path)
+            await ledger.put(entry(4))
+    told = logs[1]
+    assert told["log_level"] == "warning"
+    assert told["event"].startswith("the new ledger lacks records of another")
+    assert told["records"] == 2
+    assert told["identities"] == str(other)
+    async with ledger_at(path) as ledger:
+        assert len(ledger.entries()) == 60
+        assert ledger.other_identities() == {}
+
+
+async def test_one_that_breaks_again_and_again_does_not_fill_the_volume(path: Path) -> None:
+    wall = Wall()
+    async with SqliteLedger(path=path, identity=IDENTITY, wall=wall) as ledger:
+        await ledger.put(*(entry(number) for number in range(60)))
+        await asyncio.to_thread(break_open, path)
+        await ledger.put(entry(1))
+        await asyncio.to_thread(break_open, path)
+        for _ in range(3):
+            with pytest.raises(LedgerWriteError, match=r"within an hour.*mend its volume"):
+                await ledger.put(entry(1, attempts=1))
+        assert ledger.taken is None, "a restart would only forget what memory knows"
+        wall.now += 3600
+        await ledger.put(entry(1, attempts=2))
+    assert len(list(path.parent.glob("*Z"))) + len(list(path.parent.glob("*Z.2"))) == 2
+    async with ledger_at(path) as ledger:
+        assert ledger.get(entry(1).deployment_name) == entry(1, attempts=2)
+        assert len(ledger.entries()) == 60
+
+
+async def test_where_there_is_no_room_for_a_new_one_it_is_tried_again(path: Path) -> None:
+    full = True
+
+    def on_step(step: str) -> None:
+        if full and step == "renewing":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with ledger_at(path, on_step) as ledger:
+        await ledger.put(*(entry(number) for number in range(60)))
+        await asyncio.to_thread(break_open, path)
+        before = sums(path.parent)
+        for _ in range(2):
+            with pytest.raises(LedgerWriteError, match="No space left"):
+                await ledger.put(entry(1, attempts=1))
+        assert sums(path.parent) == before, "the broken one stays until there is another"
+        assert ledger.taken is None
+        full = False
+        await ledger.put(entry(1, attempts=1))
+    async with ledger_at(path) as ledger:
+        assert len(ledger.entries()) == 60
+
+
+async def test_commits_that_memory_is_yet_to_be_told_of_are_in_the_new_one(path: Path) -> None:
+    """The writer is ahead of the loop: what it committed last may be on its way there."""
+    gate = Gate("begin")
+
+    def on_step(step: str) -> None:
+        gate(step)
+        if step == "after-commit" and gate.counts[step] == 1:
+            break_open(path)
+
+    async with ledger_at(path) as ledger:
+        await ledger.put(*(entry(number) for number in range(60)))
+    async with ledger_at(path, on_step) as ledger, asyncio.TaskGroup() as group:
+        group.create_task(ledger.put(entry(60)))
+        await gate.reached.wait()
+        for number in range(61, 64):
+            group.create_task(ledger.put(entry(number)))
+        await asyncio.sleep(0)  # each of them has a turn, and waits
+        gate.open()
+    async with ledger_at(path) as ledger:
+        assert numbers(ledger) == list(range(64))
+
+
+@pytest.mark.parametrize("step", ["migrating", "renewing"])
+def test_a_kill_while_one_is_written_anew_leaves_what_was_there(path: Path, step: str) -> None:
+    filled(path, 60)
+    process = run_process(delete_and_put_until_killed, str(path), step)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    assert not path.exists()
+    filled(path, 2)
+    assert sorted(file.name for file in path.parent.iterdir()) == [path.name, lock_of(path).name]
+
+
+async def test_one_whose_volume_went_is_not_written_beside_it(tmp_path: Path) -> None:
+    """It would be hidden by the volume, and its ledger, as soon as that is mounted again."""
+    with TemporaryDirectory(dir="/dev/shm") as other:
+        folder = tmp_path / "data"
+        link_to(folder, tmp_path)
+        if volume_of(Path(other)) == volume_of(folder):
+            pytest.skip("there is one volume only")
+        async with ledger_at(folder / "ledger.db") as ledger:
+            await ledger.put(entry(1))
+            link_to(folder, Path(other))
+            with pytest.raises(LedgerWriteError, match="not mounted any more"):
+                await ledger.put(entry(2))
+            assert ledger.taken is None
+            assert sums(Path(other)) == {}
+            link_to(folder, tmp_path)
+            await ledger.put(entry(2))
+            assert numbers(ledger) == [1, 2]
+
+
+def volume_of(path: Path) -> int:
+    return path.stat().st_dev
+
+
+def link_to(link: Path, target: Path) -> None:
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+
+
+async def test_one_whose_lock_another_has_by_now_is_not_written_anew(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.put(entry(1))
+        await asyncio.to_thread(delete_all_in_the_folder, path)
+        with lock_of(path).open("w") as other:
+            fcntl.flock(other, fcntl.LOCK_EX)
+            with pytest.raises(LedgerWriteError, match="another process has"):
+                await ledger.put(entry(2))
+            assert ledger.taken is not None
+            assert path.name not in sums(path.parent)
+        await ledger.put(entry(2))
+        assert ledger.failure is None
+    async with ledger_at(path) as ledger:
+        assert numbers(ledger) == [1, 2]
 
 
 # Versions and other programs
@@ -376,15 +619,6 @@ def move(path: Path, target: Path) -> None:
 
 def put_a_backup(path: Path) -> None:
     path.write_bytes(b"a backup")
-
-
-async def test_a_ledger_that_was_deleted_under_way_says_so(path: Path, tmp_path: Path) -> None:
-    async with ledger_at(path) as ledger:
-        await ledger.put(entry(1))
-        move(path, tmp_path / "elsewhere")
-        with pytest.raises(LedgerWriteError, match="moved or deleted; restart"):
-            await ledger.put(entry(2))
-        assert numbers(ledger) == [1]
 
 
 @pytest.mark.fault("L12")

@@ -1,6 +1,8 @@
 """The whole program's port for machines: what it says while all is well, and while it is not."""
 
 import socket
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Final
 
@@ -128,11 +130,14 @@ async def test_a_ledger_that_can_not_be_written_makes_it_unready(tmp_path: Path)
     probe = Probe()
     async with made(tmp_path) as world, program(world, probe) as running:
         await running.until_said(IN_STEP)
-        world.ledger.rename(world.folder / "elsewhere.db")
-        world.run("web")
-        await probe.until("/readyz", lambda wrong: wrong.keys() == {"ledger"})
-        assert await probe.wrong("/healthz") == {}
-        assert (await probe.metrics())["ledger_writes_total failed"] >= 1
+        with closing(sqlite3.connect(world.ledger, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            world.run("web")
+            await probe.until("/readyz", lambda wrong: wrong.keys() == {"ledger"})
+            assert await probe.wrong("/healthz") == {}
+            assert (await probe.metrics())["ledger_writes_total failed"] >= 1
+        await world.agreed()
+        await probe.until("/readyz", lambda wrong: not wrong)
 
 
 async def test_a_ledger_whose_place_another_took_makes_it_unwell_until_it_is_back(

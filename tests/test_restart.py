@@ -392,6 +392,29 @@ async def test_on_a_full_disk_nothing_is_sent_that_was_not_written(world: World)
     world.judge()
 
 
+@pytest.mark.fault("L13")
+async def test_a_ledger_that_is_deleted_under_way_is_written_anew_and_nothing_is_lost(
+    world: World,
+) -> None:
+    # Nothing was sent any more, and the restart that was asked for forgot what stood: what had been
+    # deleted since then stood as deployed for good.
+    world.run("web", "api", "same")
+    async with world.program() as program:
+        await world.agreed()
+        await program.until_said("reconciled")
+        for file in world.folder.glob("ledger.db*"):
+            file.unlink()
+        world.end("web")
+        await world.agreed()
+        assert await program.stopped() == 0
+        assert program.said.count("written anew from memory") == 1
+        assert "put off" not in program.said
+    world.end("api")
+    assert states(await world.visit()) == [gone("api")]
+    assert world.posted == 5
+    world.judge()
+
+
 @pytest.mark.fault("G13")
 async def test_what_github_lost_is_posted_again_when_it_was_acknowledged_a_day_ago(
     world: World,

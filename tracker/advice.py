@@ -63,6 +63,7 @@ class Trouble(StrEnum):
     LEDGER_CLUSTER = "ledger-of-another-cluster"
     LEDGER_IDENTITY = "ledger-of-another-identity"
     LEDGER_CORRUPT = "ledger-corrupt"
+    LEDGER_ANEW = "ledger-written-anew"
     LEDGER_PLACE = "ledger-place"
     LEDGER_WRITE = "ledger-not-written"
     LEDGER_MEMORY = "ledger-in-memory"
@@ -272,6 +273,13 @@ ADVICE: Final[Mapping[Trouble, Advice]] = {
         next_step="Check the volume. At its next start the tracker moves the file aside and begins"
         " a new one: what runs is posted once more.",
     ),
+    Trouble.LEDGER_ANEW: Advice(
+        what="the ledger broke or went while the tracker ran",
+        why="The volume lost or changed bytes, or somebody moved or deleted the file. Memory had"
+        " all that it held, and wrote it to a new file.",
+        next_step="Check the volume, and who else works in its folder. What broke is kept beside"
+        " it; delete that when it is of no more use.",
+    ),
     Trouble.LEDGER_PLACE: Advice(
         what="the ledger's place can't be used",
         why="Its folder is missing or may not be written to, it is no plain file or another"
@@ -281,10 +289,11 @@ ADVICE: Final[Mapping[Trouble, Advice]] = {
     ),
     Trouble.LEDGER_WRITE: Advice(
         what="the ledger can't be written",
-        why="Its volume is full, read-only or broken, or the file was moved. What can't be written"
-        " down is not sent.",
-        next_step="Make room or mend the volume; it goes on by itself. A file that was moved needs"
-        " a restart.",
+        why="Its volume is full, read-only or broken, or another file or process took its place."
+        " What can't be written down is not sent.",
+        next_step="Make room or mend the volume; it goes on by itself, and a restart would forget"
+        " what memory still knows. Only where its place was taken it has to be restarted, which the"
+        " liveness probe does.",
     ),
     Trouble.LEDGER_MEMORY: Advice(
         what="the ledger is in memory",
@@ -347,6 +356,7 @@ _SIGNS: Final[tuple[tuple[re.Pattern[str], Trouble], ...]] = tuple(
         (r"the ledger was kept for another cluster", Trouble.LEDGER_CLUSTER),
         (r"the ledger holds records of another", Trouble.LEDGER_IDENTITY),
         (r"the ledger (?:.+ is|was) corrupt", Trouble.LEDGER_CORRUPT),
+        (r"the ledger broke or went", Trouble.LEDGER_ANEW),
         (r"the ledger .+ could not be written|the ledger .+ is closed", Trouble.LEDGER_WRITE),
         (r"the ledger is in memory", Trouble.LEDGER_MEMORY),
         (r"the (?:ledger|file) .+ (?:can't|needs|was replaced|is another)", Trouble.LEDGER_PLACE),

@@ -9,6 +9,7 @@ What can go wrong outside of us, in the words of whoever has to mend it.
     ├── PodFileError            a file of pods can't be read
     ├── PortError               the port for metrics and probes can't be listened on
     └── LedgerError             the ledger's file can't be used
+        ├── LedgerGoneError     its file went in mid-run
         ├── LedgerLockedError   another process has it
         ├── LedgerMissingError  there is none to be read
         ├── LedgerNewerError    a newer version wrote it
@@ -25,6 +26,7 @@ __all__ = [
     "ConnectionSettingError",
     "CredentialsError",
     "LedgerError",
+    "LedgerGoneError",
     "LedgerLockedError",
     "LedgerMissingError",
     "LedgerNewerError",
@@ -75,6 +77,10 @@ class LedgerError(TrackerError):
     """The ledger's file can't be used; the text names it, the cause and what to do."""
 
 
+class LedgerGoneError(LedgerError):
+    """Nothing stands where the ledger was when it was opened."""
+
+
 class LedgerLockedError(LedgerError):
     """Another process has the ledger: there is never more than one writer."""
 
@@ -103,5 +109,6 @@ class LedgerWriteError(LedgerError):
     """
     An entry could not be written in mid-run: what `get` returns is unchanged.
 
-    The ledger goes on: a later write works once its cause is gone.
+    The ledger goes on: a later write works once its cause is gone. One that is corrupt or gone is
+    written anew from memory before this is raised.
     """

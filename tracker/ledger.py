@@ -14,9 +14,13 @@ transactions, not for a longer queue.
     put ─┐                           ┌─▶ memory, then each waiter
     put ─┼─▶ queue ─▶ writer thread ─┤       (on the loop)
     put ─┘      one transaction      └─▶ LedgerWriteError for each, memory unchanged
+
+Since memory holds what is durable and no more, a file that turns out to be corrupt in mid-run, or
+that went, is written anew from it, and the write that met that is written there.
 """
 
 import asyncio
+import concurrent.futures
 import queue
 import sqlite3
 import threading
@@ -31,8 +35,14 @@ from typing import Protocol, Self, TypeVar
 import structlog
 
 from tracker.entries import Entry, reopen
-from tracker.errors import LedgerTakenError, LedgerTextError, LedgerWriteError
-from tracker.ledger_file import OpenFile, explain, open_file
+from tracker.errors import (
+    LedgerError,
+    LedgerGoneError,
+    LedgerTakenError,
+    LedgerTextError,
+    LedgerWriteError,
+)
+from tracker.ledger_file import OpenFile, explain, is_corrupt, open_file, replace_file
 from tracker.ledger_schema import (
     DELETE_ENTRY,
     DELETE_OLD_ENTRY,
@@ -45,9 +55,11 @@ from tracker.ledger_schema import (
     LedgerReading,
     Moment,
     Value,
+    copy_others,
     entry_row,
     migrate,
     read_contents,
+    write_contents,
 )
 from tracker.records import Status
 
@@ -55,6 +67,8 @@ __all__ = ["Identity", "MemoryLedger", "Meter", "SqliteLedger"]
 
 PATIENCE_SECONDS = 2.0
 """How long another process that has the file is waited for."""
+RENEWAL_SECONDS = 3600.0
+"""A ledger that breaks again is written anew no sooner: a copy of each broken one is kept."""
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -231,13 +245,14 @@ class SqliteLedger(_Mirror):
     the write-ahead log can be trusted.
 
     `on_step(name)` is called in the writer thread, for tests that stop it there: `migrating`
-    before a migration's commit; `begin` before a transaction, `before-commit` and `after-commit`.
+    before a migration's commit; `begin` before a transaction, `before-commit` and `after-commit`;
+    `renewing` before the commit of a ledger that is written anew.
     `meter` counts transactions; it is called on the loop.
 
     Opening raises LedgerLockedError when another process has the file for longer than
     `patience_seconds`, LedgerNewerError, or LedgerUnusableError. Each write raises
     LedgerWriteError when it could not be kept; the ledger then holds what it held before, and
-    goes on.
+    goes on. A file that is corrupt or gone is written anew first, and told of.
     """
 
     def __init__(  # noqa: PLR0913 - each part is named
@@ -264,6 +279,7 @@ class SqliteLedger(_Mirror):
         self._accepts = False
         self._failure: str | None = None
         self._taken: str | None = None
+        self._renewed_at = float("-inf")
 
     async def __aenter__(self) -> Self:
         loop = asyncio.get_running_loop()
@@ -448,6 +464,17 @@ class SqliteLedger(_Mirror):
             if not write.done.done():
                 write.done.set_exception(LedgerWriteError(message))
 
+    def _held(self) -> tuple[Contents, Moment]:
+        """Return what memory holds, and now. Called on the loop, after what was committed."""
+        contents = Contents(
+            identity_id=self._identity_id,
+            entries=[(entry, self._written_at[name]) for name, entry in self._entries.items()],
+            others=dict(self._others),
+            fingerprint=self._fingerprint,
+            pause_until=self._pause_until,
+        )
+        return contents, self._now()
+
     # What follows runs in the writer thread.
 
     def _run(
@@ -484,7 +511,13 @@ class SqliteLedger(_Mirror):
                 continue
             began = time.monotonic()
             try:
-                counts = self._commit(file, batch)
+                try:
+                    counts = self._commit(file, batch)
+                except (LedgerGoneError, sqlite3.DatabaseError) as error:
+                    if not isinstance(error, LedgerGoneError) and not is_corrupt(error):
+                        raise
+                    file = self._renew(loop, file, error)
+                    counts = self._commit(file, batch)
             except Exception as error:  # noqa: BLE001 - the top of the thread's loop; waiters get it
                 _call(loop, self._failed, batch, error, time.monotonic() - began)
             else:
@@ -495,6 +528,49 @@ class SqliteLedger(_Mirror):
         except sqlite3.Error as error:
             # What was acknowledged is in the write-ahead log; the next start finds it there.
             _log.warning("the ledger was not closed well", reason=explain(error))
+
+    def _renew(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        file: OpenFile[Contents],
+        error: LedgerGoneError | sqlite3.DatabaseError,
+    ) -> OpenFile[Contents]:
+        """Write all that memory holds to a new file in the place of one that is corrupt or gone."""
+        contents, now = _asked(loop, self._held)
+        # Of one that is gone no copy is kept that could fill the volume.
+        if is_corrupt(error) and abs(now.wall - self._renewed_at) < RENEWAL_SECONDS:
+            raise LedgerError(
+                f"{explain(error)}, again within an hour of being written anew: mend its volume"
+            )
+        lacking = dict(contents.others)
+
+        def fill(connection: sqlite3.Connection) -> None:
+            migrate(connection, step=self._step)
+            connection.execute("BEGIN IMMEDIATE")
+            write_contents(connection, self._identity, contents, now)
+            for copied in copy_others(file.connection, connection, contents.identity_id):
+                lacking.pop(copied, None)
+            self._step("renewing")
+            connection.execute("COMMIT")
+
+        renewed, moved = replace_file(file, fill=fill, patience_seconds=self._patience_seconds)
+        self._renewed_at = now.wall
+        _log.error(
+            "the ledger broke or went under way and was written anew from memory: nothing that it"
+            " held of this identity is lost; check the volume, and who else works in its folder",
+            path=str(self._path),
+            reason=explain(error),
+            entries=len(contents.entries),
+            **({} if moved is None else {"moved_to": str(moved)}),
+        )
+        if lacking:
+            _log.warning(
+                "the new ledger lacks records of another organisation, environment, cluster or"
+                " host, which can't be read any more; they stand at GitHub as they were left",
+                records=sum(lacking.values()),
+                identities=", ".join(sorted(map(str, lacking))),
+            )
+        return renewed
 
     def _commit(self, file: OpenFile[Contents], batch: Iterable[_Write]) -> list[list[int]]:
         """Return, for each write and statement, how many rows it changed."""
@@ -537,6 +613,20 @@ def _call(loop: asyncio.AbstractEventLoop, callback: Callable[..., object], *arg
     """Have it called on the loop, if there still is one."""
     with suppress(RuntimeError):  # the loop was closed and nobody waits any more
         loop.call_soon_threadsafe(callback, *args)
+
+
+def _asked(loop: asyncio.AbstractEventLoop, function: Callable[[], _T]) -> _T:
+    """Return what a function returns on the loop, when all that was called there before is done."""
+    answer: concurrent.futures.Future[_T] = concurrent.futures.Future()
+
+    def call() -> None:
+        try:
+            answer.set_result(function())
+        except Exception as error:  # noqa: BLE001 - it is the asker's
+            answer.set_exception(error)
+
+    loop.call_soon_threadsafe(call)
+    return answer.result()
 
 
 def _set_result(future: asyncio.Future[_T], result: _T) -> None:

@@ -4,7 +4,8 @@ The ledger's file: found, checked, locked and opened.
 `open_file` is for `tracker.ledger` alone, and blocks: it runs in the ledger's writer thread. It
 promises that there is one owner, held by a lock on `<path>.lock`; that a file of a newer version,
 or of another program, is refused before a byte of it or beside it changes; and that a corrupt
-file is moved aside and told of loudly, never deleted, and never used. Who only looks uses
+file is moved aside and told of loudly, never deleted, and never used. `replace_file` puts a new one
+in the place of one that broke or went while it was open. Who only looks uses
 `tracker.ledger_reader`; who only asks whether an owner could write, `unwritable`.
 
 File formats: https://www.sqlite.org/fileformat2.html
@@ -18,7 +19,7 @@ import stat
 import struct
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +29,7 @@ import structlog
 
 from tracker.errors import (
     LedgerError,
+    LedgerGoneError,
     LedgerLockedError,
     LedgerNewerError,
     LedgerTakenError,
@@ -35,13 +37,23 @@ from tracker.errors import (
 )
 from tracker.ledger_schema import APPLICATION_ID, VERSION
 
-__all__ = ["OpenFile", "check_version", "explain", "open_file", "unwritable"]
+__all__ = [
+    "OpenFile",
+    "check_version",
+    "explain",
+    "is_corrupt",
+    "open_file",
+    "replace_file",
+    "unwritable",
+]
 
 LEAST_SQLITE = (3, 37)
 """The first SQLite that has STRICT tables: https://www.sqlite.org/stricttables.html"""
 LOCK_POLL_SECONDS = 0.05
 SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside a database."""
+UNFINISHED = ".unfinished"
+"""What follows the name of a ledger that is written anew, until it is whole."""
 
 _MAGIC = b"SQLite format 3\0"
 _USER_VERSION, _APPLICATION_ID = 60, 68
@@ -61,13 +73,18 @@ class _CorruptError(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenFile(Generic[_T]):
-    """An open ledger: its connection, in autocommit mode, and what `prepare` returned."""
+    """
+    An open ledger: its connection, in autocommit mode, and what `prepare` returned.
+
+    `identity` tells its file from others, `device` the volume that its folder was on.
+    """
 
     path: Path
     connection: sqlite3.Connection
     contents: _T
     lock: "_Lock"
     identity: tuple[int, int]
+    device: int
 
     def check(self) -> None:
         """
@@ -75,13 +92,13 @@ class OpenFile(Generic[_T]):
 
         SQLite would not notice: it would write to a file that no restart finds, or into that of
         another owner. Raises LedgerTakenError when another file stands at the path or the lock
-        does not, LedgerError when nothing stands there.
+        does not, LedgerGoneError when nothing stands there.
         """
         found = _found(self.path)
         if found is None:
-            raise LedgerError("the file was moved or deleted; restart to begin a new one")
+            raise LedgerGoneError("the file was moved or deleted")
         if found != self.identity:
-            raise LedgerTakenError("another file was put in its place; restart to go on with that")
+            raise _taken()
         if not self.lock.is_in_place():
             raise LedgerTakenError(
                 "its .lock was deleted, so another process may own it: never delete that file;"
@@ -121,10 +138,18 @@ def open_file(
     try:
         lock = _Lock(path, patience_seconds)
         try:
+            _remove(_unfinished(path))  # of one that was killed over it
             try:
                 return _open(path, lock, prepare, patience_seconds)
             except _CorruptError as error:
-                _move_aside(path, str(error))
+                _log.error(
+                    "the ledger was corrupt and is started anew: what runs is posted once more, and"
+                    " what was deleted while the tracker was down is not noticed; check the volume,"
+                    " compare with GitHub, and delete the old file when it is of no more use",
+                    path=str(path),
+                    moved_to=str(_move_aside(path)),
+                    reason=str(error),
+                )
                 return _open(path, lock, prepare, patience_seconds)
         except BaseException:
             lock.close()
@@ -139,6 +164,87 @@ def open_file(
             f"the ledger {path} can't be used ({_because(error)}): LEDGER_PATH must be a file in "
             "a folder that this user may write to"
         ) from error
+
+
+def replace_file(
+    file: OpenFile[_T], *, fill: Callable[[sqlite3.Connection], None], patience_seconds: float
+) -> tuple[OpenFile[_T], Path | None]:
+    """
+    Put a new ledger in the place of an open one that is corrupt or gone; the lock is kept.
+
+    `fill(connection)` makes it, in a file beside that takes the place when it is whole, so that a
+    kill leaves what was there. Returns it, and where what was there was moved, None when there was
+    nothing. A lock that went with the file is taken again if nobody else has it.
+
+    Raises LedgerTakenError when the place is not this process's own any more; LedgerError,
+    sqlite3.Error or OSError when no new one can be made. It may be tried again then.
+    """
+    path = file.path
+    _check_replaceable(file)
+    built = _unfinished(path)
+    _remove(built)
+    try:
+        _build(built, fill)
+        moved = _move_aside(path)
+        # Only now: it would bring its log into the file, and both are kept as they are.
+        with suppress(sqlite3.Error):
+            file.connection.close()
+        _check_free(path)
+        built.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            _remove(built)
+        raise
+    _sync_folder(path)
+    try:
+        return _open(path, file.lock, lambda _: file.contents, patience_seconds), moved
+    except BaseException as error:
+        _remove(path)  # memory has all of it, and it would be taken for another's
+        if isinstance(error, _CorruptError):
+            raise LedgerError(f"the new one is corrupt as well: {error}") from error
+        raise
+
+
+def _check_replaceable(file: OpenFile[_T]) -> None:
+    """Refuse to replace what is not, or may not be, this process's own."""
+    try:
+        file.check()
+    except LedgerGoneError:
+        with suppress(FileNotFoundError):  # the folder went, too
+            if file.path.parent.stat().st_dev != file.device:
+                raise LedgerError("its volume is not mounted any more") from None
+        if not file.lock.is_in_place():
+            # Without a ledger there is none that another owner could have written to.
+            file.lock.take_again()
+
+
+def _check_free(path: Path) -> None:
+    """Refuse to put a ledger over what was put there a moment ago."""
+    if _found(path) is not None:
+        raise _taken()
+
+
+def _build(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
+    """Make a ledger that is one plain file; it is durable when this returns."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("PRAGMA synchronous = FULL")
+        fill(connection)
+
+
+def _unfinished(path: Path) -> Path:
+    return path.with_name(f"{path.name}{UNFINISHED}")
+
+
+def _remove(path: Path) -> None:
+    """Delete a database of which nothing is lost, and what SQLite keeps beside it."""
+    for suffix in (*SIDE_FILES, ""):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+
+
+def is_corrupt(error: Exception) -> bool:
+    """Tell whether an error of SQLite says that its file is broken, whatever is asked of it."""
+    return _kind(error) in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def unwritable(path: Path) -> Path | None:
@@ -170,6 +276,7 @@ class _Lock:
     def __init__(self, path: Path, patience_seconds: float) -> None:
         if not path.parent.exists():
             path.parent.mkdir(mode=0o700)
+        self._ledger = path
         self._path = path.with_name(f"{path.name}.lock")
         deadline = time.monotonic() + patience_seconds
         while True:
@@ -183,6 +290,18 @@ class _Lock:
     def is_in_place(self) -> bool:
         """Tell whether whoever asks for the ledger still meets this lock."""
         return _found(self._path) == _identity(os.fstat(self._descriptor))
+
+    def take_again(self) -> None:
+        """Take it where its file was deleted. Raises LedgerTakenError when another has it."""
+        try:
+            another = _Lock(self._ledger, 0)
+        except LedgerLockedError:
+            raise LedgerTakenError(
+                "its .lock was deleted, and another process has the ledger by now: never delete"
+                " that file; restart to wait for that process"
+            ) from None
+        os.close(self._descriptor)
+        self._descriptor = another._descriptor
 
     def close(self) -> None:
         """Let go of it."""
@@ -207,6 +326,10 @@ class _Lock:
             raise
 
 
+def _taken() -> LedgerError:
+    return LedgerTakenError("another file was put in its place; restart to go on with that")
+
+
 def _locked(path: Path) -> LedgerError:
     return LedgerLockedError(
         f"the ledger {path} is in use by another process: stop that one, or give this one a "
@@ -222,12 +345,18 @@ def _open(
     connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None)
     try:
         _check_in_place(path, identity)
+        device = path.parent.stat().st_dev
         contents = _prepare(path, connection, prepare)
     except BaseException:
         connection.close()
         raise
     return OpenFile(
-        path=path, connection=connection, contents=contents, lock=lock, identity=identity
+        path=path,
+        connection=connection,
+        contents=contents,
+        lock=lock,
+        identity=identity,
+        device=device,
     )
 
 
@@ -261,10 +390,9 @@ def _prepare(
     except (ValueError, KeyError, TypeError) as error:
         raise _CorruptError(f"a row makes no sense: {error!r:.200}") from error
     except sqlite3.Error as error:
-        # The lower byte is the kind, the rest says more of it.
-        kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        kind = _kind(error)
         # SQLITE_ERROR: our statements don't fit its tables.
-        if kind in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR}:
+        if is_corrupt(error) or kind == sqlite3.SQLITE_ERROR:
             raise _CorruptError(explain(error)) from error
         if kind in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}:
             raise _locked(path) from error
@@ -392,8 +520,12 @@ def _restrict(path: Path, descriptor: int) -> None:
         _log.warning("others may read the ledger: it belongs to another user", path=str(path))
 
 
-def _move_aside(path: Path, reason: str) -> None:
-    """Rename a corrupt ledger, and what SQLite keeps beside it, so that it can be looked at."""
+def _move_aside(path: Path) -> Path | None:
+    """
+    Rename a corrupt ledger, and what SQLite keeps beside it, so that it can be looked at.
+
+    Returns its new name, None when there was nothing to rename.
+    """
     stamp = datetime.now(tz=UTC).strftime("%Y%m%dT%H%M%SZ")
     moved = path.with_name(f"{path.name}.corrupt-{stamp}")
     count = 1
@@ -402,18 +534,13 @@ def _move_aside(path: Path, reason: str) -> None:
         moved = path.with_name(f"{path.name}.corrupt-{stamp}.{count}")
     # The log goes first: without its database it is nothing, while a new database beside an old
     # log would be one more broken pair if this were cut short.
+    renamed = 0
     for suffix in (*SIDE_FILES, ""):
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{moved}{suffix}")
+            renamed += 1
     _sync_folder(path)
-    _log.error(
-        "the ledger was corrupt and is started anew: what runs is posted once more, and what was"
-        " deleted while the tracker was down is not noticed; check the volume, compare with"
-        " GitHub, and delete the old file when it is of no more use",
-        path=str(path),
-        moved_to=str(moved),
-        reason=reason,
-    )
+    return moved if renamed else None
 
 
 def _sync_folder(path: Path) -> None:
@@ -435,6 +562,11 @@ def _found(path: Path) -> tuple[int, int] | None:
         return _identity(path.lstat())
     except FileNotFoundError:
         return None
+
+
+def _kind(error: Exception) -> int:
+    """Return SQLite's code, 0 for other errors; its lower byte is the kind, the rest says more."""
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF
 
 
 def _because(error: OSError) -> str:

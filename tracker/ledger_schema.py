@@ -13,7 +13,9 @@ are wall-clock seconds since the epoch. `Moment` converts them at this border an
 import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 from tracker.entries import Entry, State
 from tracker.images import Digest
@@ -36,9 +38,11 @@ __all__ = [
     "LedgerReading",
     "Moment",
     "Value",
+    "copy_others",
     "entry_row",
     "migrate",
     "read_contents",
+    "write_contents",
 ]
 
 APPLICATION_ID = 0x67646570
@@ -96,8 +100,9 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 )
 VERSION = len(MIGRATIONS)
 
-UPSERT_ENTRY = """
-    INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+_INSERT_ENTRY = "INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+UPSERT_ENTRY = f"""
+    {_INSERT_ENTRY}
     ON CONFLICT (identity, deployment_name) DO UPDATE SET
         workload_api_version = excluded.workload_api_version,
         workload_kind = excluded.workload_kind,
@@ -133,6 +138,10 @@ _INSERT_IDENTITY = """
         (api_host, org, logical_environment, physical_environment, cluster)
     VALUES (?, ?, ?, ?, ?)
     """
+_INSERT_IDENTITY_AS_IT_WAS = "INSERT INTO identities VALUES (?, ?, ?, ?, ?, ?, ?)"
+_SELECT_ROWS = "SELECT * FROM entries WHERE identity = ?"
+_SELECT_META = "SELECT key, value FROM meta"
+_INSERT_META = "INSERT OR IGNORE INTO meta VALUES (?, ?)"
 _SELECT_ENTRIES = """
     SELECT deployment_name, workload_api_version, workload_kind, workload_namespace, workload_name,
         container, acknowledged, acknowledged_at, sent, state, reason, attempts, not_before,
@@ -255,20 +264,12 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     fingerprint: str | None = None
     others: dict[Identity, int] = {}
     # All at once: what follows asks the same connection.
-    for key, api_host, org, logical, physical, cluster, of_cluster in connection.execute(
-        _SELECT_IDENTITIES
-    ).fetchall():
-        found = Identity(
-            api_host=api_host,
-            org=org,
-            logical_environment=logical,
-            physical_environment=physical,
-            cluster=cluster,
-        )
+    for identity_row in connection.execute(_SELECT_IDENTITIES).fetchall():
+        found = _identity(identity_row)
         if found == identity:
-            identity_id, fingerprint = key, of_cluster
+            identity_id, fingerprint = identity_row[0], identity_row[6]
         elif standing := sum(
-            _may_stand(row, now) for row in connection.execute(_SELECT_ENTRIES, (key,))
+            _may_stand(row, now) for row in connection.execute(_SELECT_ENTRIES, (identity_row[0],))
         ):
             others[found] = standing
     if identity_id is None:
@@ -295,9 +296,90 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     )
 
 
-def entry_row(identity_id: int, entry: Entry, now: Moment) -> tuple[Value, ...]:
+def write_contents(
+    connection: sqlite3.Connection, identity: Identity, contents: Contents, now: Moment
+) -> None:
     """
-    Return the values of an entry for `UPSERT_ENTRY`, written now.
+    Write all that is held for an identity into a ledger that has nothing yet.
+
+    It has the key there that it had: writes that wait name it. The connection is in a transaction.
+    Raises sqlite3.Error.
+    """
+    connection.execute(
+        _INSERT_IDENTITY_AS_IT_WAS,
+        (
+            contents.identity_id,
+            identity.api_host,
+            identity.org,
+            identity.logical_environment,
+            identity.physical_environment,
+            identity.cluster,
+            contents.fingerprint,
+        ),
+    )
+    connection.executemany(
+        UPSERT_ENTRY,
+        (
+            entry_row(contents.identity_id, entry, now, written_at=written_at)
+            for entry, written_at in contents.entries
+        ),
+    )
+    if contents.pause_until:
+        connection.execute(UPSERT_PAUSE, (identity.api_host, now.to_wall(contents.pause_until)))
+
+
+def copy_others(
+    source: sqlite3.Connection, target: sqlite3.Connection, identity_id: int
+) -> set[Identity]:
+    """
+    Copy what a ledger holds of all identities but one, as it stands; return those copied whole.
+
+    `source` may be corrupt or closed: what can't be read is left out. `target` is in a transaction.
+    Raises sqlite3.Error when it can't be written.
+    """
+    copied = set()
+    for row in _rows(source, _SELECT_IDENTITIES) or ():
+        entries = _rows(source, _SELECT_ROWS, row[0])
+        if row[0] == identity_id or entries is None:
+            continue
+        target.execute("SAVEPOINT other")
+        try:
+            target.execute(_INSERT_IDENTITY_AS_IT_WAS, row)
+            target.executemany(_INSERT_ENTRY, entries)
+        except sqlite3.IntegrityError:  # these were no rows of such tables
+            target.execute("ROLLBACK TO other")
+        else:
+            copied.add(_identity(row))
+        target.execute("RELEASE other")
+    with suppress(sqlite3.IntegrityError):
+        target.executemany(_INSERT_META, _rows(source, _SELECT_META) or ())
+    return copied
+
+
+def _rows(source: sqlite3.Connection, sql: str, *values: Value) -> list[tuple[Any, ...]] | None:
+    """Return all rows of a query, None when they can't be read."""
+    try:
+        return source.execute(sql, values).fetchall()
+    except (sqlite3.Error, ValueError):  # a ValueError: it is no UTF-8
+        return None
+
+
+def _identity(row: Sequence[str]) -> Identity:
+    """Return the identity that a row is about."""
+    return Identity(
+        api_host=row[1],
+        org=row[2],
+        logical_environment=row[3],
+        physical_environment=row[4],
+        cluster=row[5],
+    )
+
+
+def entry_row(
+    identity_id: int, entry: Entry, now: Moment, *, written_at: float | None = None
+) -> tuple[Value, ...]:
+    """
+    Return the values of an entry for `UPSERT_ENTRY`, written now or at that wall time.
 
     Raises UnicodeEncodeError for text that is no Unicode (a lone surrogate): here, where it fails
     one entry, not in the transaction that it would share with others.
@@ -320,7 +402,7 @@ def entry_row(identity_id: int, entry: Entry, now: Moment) -> tuple[Value, ...]:
         _text(entry.unsettled),
         now.to_wall(entry.settle_at),
         _text(entry.refused),
-        now.wall,
+        now.wall if written_at is None else written_at,
     )
     for value in row:
         if isinstance(value, str):

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,9 @@ __all__ = [
     "IDENTITY",
     "NOW",
     "ROOT",
+    "Gate",
     "Wall",
+    "delete_and_put_until_killed",
     "entry",
     "hold_open",
     "numbers",
@@ -60,6 +63,27 @@ class Wall:
 
     def __call__(self) -> float:
         return self.now
+
+
+class Gate:
+    """Stops the writer thread at a step until it is opened, and counts the steps."""
+
+    def __init__(self, step: str) -> None:
+        self.reached = asyncio.Event()
+        self.counts: dict[str, int] = {}
+        self._loop = asyncio.get_running_loop()
+        self._step = step
+        self._open = threading.Event()
+
+    def __call__(self, step: str) -> None:
+        self.counts[step] = self.counts.get(step, 0) + 1
+        if step == self._step and not self._open.is_set():
+            self._loop.call_soon_threadsafe(self.reached.set)
+            self._open.wait(timeout=30)
+
+    def open(self) -> None:
+        """Let it go on, now and later."""
+        self._open.set()
 
 
 def record(number: int = 0, status: Status = Status.DEPLOYED) -> Record:
@@ -140,6 +164,25 @@ def put_until_killed(path: str, step: str, count: str) -> None:
             for number in range(20):
                 await ledger.put(entry(number))
                 print(number, flush=True)  # noqa: T201 - what the parent holds it to
+
+    asyncio.run(main())
+
+
+def delete_and_put_until_killed(path: str, step: str) -> None:
+    """Delete an open ledger under itself, put an entry, and die in the first `step` after that."""
+    deleted = False
+
+    def on_step(name: str) -> None:
+        if deleted and name == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    async def main() -> None:
+        nonlocal deleted
+        async with SqliteLedger(path=Path(path), identity=IDENTITY, on_step=on_step) as ledger:
+            for suffix in ("", "-wal", "-shm"):
+                os.unlink(f"{path}{suffix}")  # noqa: PTH108 - nothing else runs here
+            deleted = True
+            await ledger.put(entry(0))
 
     asyncio.run(main())
 
