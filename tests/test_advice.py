@@ -73,6 +73,7 @@ async def test_the_messages_are_as_they_are_written_down(tmp_path: Path) -> None
         ("delivery", "answers to batches can't be read", Trouble.UNEXPECTED_ANSWER),
         ("ledger_file", "the ledger was corrupt", Trouble.LEDGER_CORRUPT),
         ("ledger", "the ledger broke or went", Trouble.LEDGER_ANEW),
+        ("ledger", "the ledger has rows that can't be read", Trouble.LEDGER_CORRUPT),
         ("lookups", "workloads can't be read", Trouble.WORKLOADS),
     ],
 )

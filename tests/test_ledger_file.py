@@ -41,6 +41,7 @@ from tracker.errors import (
     LedgerWriteError,
 )
 from tracker.ledger import SqliteLedger
+from tracker.ledger_reader import read_ledger
 from tracker.ledger_schema import MIGRATIONS, VERSION, migrate
 from tracker.records import Status
 
@@ -211,6 +212,39 @@ def test_a_corrupt_ledger_is_moved_aside_and_started_anew(
     assert sums(path.parent)[moved.name] == before[path.name], "it is kept as it was found"
     filled(path, 2)
     assert len(read(path)) == 2
+
+
+@pytest.mark.fault("L3")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        pytest.param("UPDATE entries SET state = 'deferred'", id="state"),
+        pytest.param("UPDATE entries SET acknowledged = '[1'", id="record"),
+        pytest.param("UPDATE entries SET sent = '{}'", id="fields"),
+    ],
+)
+async def test_a_row_that_makes_no_sense_costs_its_own_name_alone(path: Path, damage: str) -> None:
+    # One of a hundred cost them all: they were posted again, and what was gone stood for good.
+    async with ledger_at(path) as ledger:
+        await ledger.put(*(entry(number) for number in range(100)))
+    name = entry(7).deployment_name
+    execute(f"{damage} WHERE workload_name = 'app-00007'")(path)
+    for _ in range(2):  # it is left as it is, and told of again
+        with capture_logs() as logs:
+            async with ledger_at(path) as ledger:
+                assert len(ledger.entries()) == 99
+                assert ledger.get(name) is None
+        (told,) = logs
+        assert told["log_level"] == "warning"
+        assert told["event"].startswith("the ledger has rows that can't be read")
+        assert (told["rows"], told["names"]) == (1, name)
+    assert len(read_ledger(path, IDENTITY).entries) == 99
+    with capture_logs() as logs:
+        async with ledger_at(path) as ledger:
+            await ledger.put(entry(7))
+        async with ledger_at(path) as ledger:
+            assert len(ledger.entries()) == 100
+    assert len(logs) == 1
 
 
 def test_each_corrupt_ledger_is_kept(path: Path) -> None:

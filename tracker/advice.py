@@ -355,7 +355,7 @@ _SIGNS: Final[tuple[tuple[re.Pattern[str], Trouble], ...]] = tuple(
         (r"the ledger .+ was written by a newer version", Trouble.LEDGER_NEWER),
         (r"the ledger was kept for another cluster", Trouble.LEDGER_CLUSTER),
         (r"the ledger holds records of another", Trouble.LEDGER_IDENTITY),
-        (r"the ledger (?:.+ is|was) corrupt", Trouble.LEDGER_CORRUPT),
+        (r"the ledger (?:.+ is corrupt|was corrupt|has rows)", Trouble.LEDGER_CORRUPT),
         (r"the ledger broke or went", Trouble.LEDGER_ANEW),
         (r"the ledger .+ could not be written|the ledger .+ is closed", Trouble.LEDGER_WRITE),
         (r"the ledger is in memory", Trouble.LEDGER_MEMORY),

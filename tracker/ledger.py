@@ -70,6 +70,9 @@ PATIENCE_SECONDS = 2.0
 RENEWAL_SECONDS = 3600.0
 """A ledger that breaks again is written anew no sooner: a copy of each broken one is kept."""
 
+TOLD_NAMES = 5
+"""So many names are told of rows that can't be read."""
+
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
@@ -302,6 +305,14 @@ class SqliteLedger(_Mirror):
         self._pause_until = contents.pause_until
         for entry, written_at in contents.entries:
             self._keep(entry, written_at)
+        if contents.unreadable:
+            _log.warning(
+                "the ledger has rows that can't be read and are left as they are: what of their"
+                " names runs is posted once more, what does not stands at GitHub as it was left",
+                path=str(self._path),
+                rows=len(contents.unreadable),
+                names=", ".join(sorted(contents.unreadable)[:TOLD_NAMES]),
+            )
         self._accepts = True
         return self
 

@@ -196,7 +196,7 @@ class Contents:
     `identity_id` is its key in the file, `entries` are (entry, wall time of writing), `others`
     counts the records of other identities that may stand, `fingerprint` is that of the cluster
     which the entries are of, None before one was seen, `pause_until` is a time of the loop's clock,
-    0 for none.
+    0 for none. `unreadable` names the rows that make no sense; they are left as they are.
     """
 
     identity_id: int
@@ -204,6 +204,7 @@ class Contents:
     others: dict[Identity, int]
     fingerprint: str | None
     pause_until: float
+    unreadable: Sequence[str] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -257,8 +258,9 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     """
     Return what the file holds for an identity, which is entered when it is new to the file.
 
-    Raises sqlite3.Error, and ValueError, KeyError or TypeError for what was never written by
-    `entry_row`.
+    A row that was never written by `entry_row` costs its own name alone, which is then as if never
+    known. Where no row makes sense it is the file that does not: raises ValueError, KeyError or
+    TypeError then, and sqlite3.Error.
     """
     identity_id: int | None = None
     fingerprint: str | None = None
@@ -287,9 +289,21 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
             raise ValueError("the identity's row has no id")
         identity_id = cursor.lastrowid
     pause = connection.execute(_SELECT_PAUSE, (identity.api_host,)).fetchone()
+    entries: list[tuple[Entry, float]] = []
+    unreadable: list[str] = []
+    nonsense: Exception | None = None
+    for row in connection.execute(_SELECT_ENTRIES, (identity_id,)):
+        try:
+            entries.append(_entry(row, now))
+        except (ValueError, KeyError, TypeError) as error:
+            unreadable.append(str(row[0]))
+            nonsense = error
+    if nonsense is not None and not entries:
+        raise nonsense
     return Contents(
         identity_id=identity_id,
-        entries=[_entry(row, now) for row in connection.execute(_SELECT_ENTRIES, (identity_id,))],
+        entries=entries,
+        unreadable=unreadable,
         others=others,
         fingerprint=fingerprint,
         pause_until=(now.to_loop(float(pause[0]), most=MAX_PAUSE_SECONDS) or 0.0) if pause else 0.0,
