@@ -5,9 +5,9 @@ The port for machines: `/metrics`, `/healthz`, `/readyz`.
 gives no sign of life, or another file or owner took the ledger's place. It never depends on GitHub,
 on the API server or on a disk that fails, which no restart mends. `/readyz` fails while the tracker
 does not do its job, and says why: it was not in step with the cluster yet, the watch is not
-granted, the ledger can't be written, workloads can't be read, GitHub refuses the token. An outage of
-GitHub and a limit pass by themselves, and make it neither. Both answer with JSON: what was looked
-at, and for each what is wrong, or null.
+granted, the ledger can't be written, workloads can't be read, GitHub refuses the token. An outage
+of GitHub and a limit pass by themselves, and make it neither. Both answer with JSON: what was
+looked at, and for each what is wrong, or null.
 
 Whoever can reach the port can be slow on purpose. So each connection has one answer and a time to
 live, and there are only so many: the oldest goes when one more comes.
