@@ -524,6 +524,17 @@ async def test_a_pod_that_is_listed_and_was_not_seen_holds_the_absence_up() -> N
         assert on.confirmed()
 
 
+async def test_a_pod_that_is_not_brought_holds_up_no_other_namespace() -> None:
+    async with scene() as on:
+        on.lists.pods = {"new": "ns-0"}
+        names = ["ns-0/app/c", "ns-1/app/c"]
+        for number, name in enumerate(names):
+            on.want(name, workload(namespace=f"ns-{number}"))
+        await asyncio.sleep(DELAY + 5)
+        assert on.confirmed(names[1:])
+        assert not on.confirmed(names[:1])
+
+
 async def test_a_pod_that_is_seen_while_it_is_waited_for_needs_no_second_list() -> None:
     async with scene() as on:
         on.lists.pods = {"new": "shop"}

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any, Final
 
 import pytest
+from structlog.testing import capture_logs
 
 from tests.support.builders import HASH, TEMPLATE, raw_owner, raw_pod
 from tracker.drift import Listed
@@ -16,6 +17,7 @@ from tracker.reconcile import (
     CALM_SECONDS,
     LAG_SECONDS,
     MAX_FETCHES,
+    PASS_SECONDS,
     SECOND_LIST_SECONDS,
     Reconciler,
     Sightings,
@@ -184,12 +186,18 @@ class World:
         self.pods = ScriptedPods()
         self.view = ScriptedView()
         self.sightings = Sightings(known=self.view.inventory.__contains__)
+        self.chance = 0.5
+        self.due: list[float] = []
+        """By when it said that it would give a sign of life, in seconds from now."""
+        self.went_well: list[bool] = []
         self.reconciler = Reconciler(
             pods=self.pods,
             view=self.view,
             gone_meanwhile=self.sightings.gone_meanwhile,
-            chance=lambda: 0.5,
+            chance=lambda: self.chance,
             interval_seconds=INTERVAL,
+            alive=self.due.append,
+            passed=self.went_well.append,
         )
 
     def seen(self, uid: str, version: int = 1) -> None:
@@ -316,6 +324,17 @@ async def test_a_mass_is_believed_when_a_second_list_agrees(
     if lists == 2:
         first, second = world.pods.lists
         assert second - first >= SECOND_LIST_SECONDS
+
+
+async def test_names_that_do_not_stand_yet_are_no_part_of_a_mass(world: World) -> None:
+    """A first start of a large cluster: nothing stands, and one pod goes."""
+    for number in range(40):
+        world.seen(f"pod-{number}")
+    world.view.names.clear()
+    del world.pods.pods["pod-0"]
+    await world.reconciler.once()
+    assert world.view.lost == ["pod-0"]
+    assert len(world.pods.lists) == 1
 
 
 async def test_of_a_mass_only_what_both_lists_lack_is_lost(world: World) -> None:
@@ -480,6 +499,45 @@ async def test_it_runs_at_its_interval(world: World) -> None:
     async with world.running():
         await asyncio.sleep(3.5 * (INTERVAL + CALM_SECONDS))
     assert len(world.pods.lists) == 3
+
+
+@pytest.mark.parametrize(("chance", "part"), [(0.0, 0.9), (0.25, 0.95), (1.0, 1.1)])
+async def test_it_keeps_from_the_pace_of_others_by_a_tenth(
+    world: World, chance: float, part: float
+) -> None:
+    world.chance = chance
+    async with world.running():
+        await asyncio.sleep(1.2 * INTERVAL + CALM_SECONDS)
+    assert world.pods.lists == [pytest.approx(part * INTERVAL + CALM_SECONDS)]
+    assert world.due[0] == pytest.approx(part * INTERVAL + PASS_SECONDS)
+
+
+async def test_each_pass_tells_how_it_went_and_what_it_mended(world: World) -> None:
+    world.seen("gone")
+    del world.pods.pods["gone"]
+    with capture_logs() as logs:
+        async with world.running():
+            world.pods.failures = 2
+            world.reconciler.request()
+            await asyncio.sleep(60)
+            world.pods.put("unseen", 1)
+            world.reconciler.request()
+            await asyncio.sleep(60)
+            world.reconciler.request()
+            await asyncio.sleep(60)
+    assert world.went_well == [False, False, True, True, True]
+    told = [
+        (line["log_level"], line.get("gone"), line.get("fetched"), line.get("attempts"))
+        for line in logs
+        if line["event"] in {"reconciled", "reconcile put off"}
+    ]
+    assert told == [
+        ("warning", None, None, 1),
+        ("warning", None, None, 2),
+        ("info", 1, 0, None),
+        ("info", 0, 1, None),
+        ("debug", 0, 0, None),
+    ]
 
 
 async def test_workloads_are_read_once_a_pass_before_names_are_looked_at(world: World) -> None:
