@@ -102,10 +102,23 @@ def test_what_was_decommissioned_is_not_posted_again() -> None:
     assert to_repost([over], now=2 * DAY, interval_seconds=DAY, pass_seconds=300.0) == []
 
 
-def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger() -> None:
-    entries = [entry_of("old", 0.0), entry_of("young", 10.0), entry_of("never", None)]
-    due = to_repost(entries, now=DAY + 5.0, interval_seconds=DAY, pass_seconds=300.0)
-    assert due == ["old"]
+@pytest.mark.parametrize("since", [-3.5 * DAY, 0.0, 40.25 * DAY])
+def test_what_was_acknowledged_a_day_ago_is_posted_again_and_nothing_younger(since: float) -> None:
+    entries = [
+        entry_of("young", since + 10.0),
+        entry_of("older", since),
+        entry_of("old", since + 5.0),
+        entry_of("never", None),
+    ]
+    due = to_repost(entries, now=since + DAY + 5.0, interval_seconds=DAY, pass_seconds=DAY)
+    assert due == ["older", "old"]
+
+
+@pytest.mark.parametrize(("names", "share"), [(10, 1), (144, 2), (288, 3), (1440, 11)])
+def test_a_pass_posts_its_share_of_the_names_and_one_more(names: int, share: int) -> None:
+    entries = [entry_of(f"name-{index:04}", 0.0) for index in range(names)]
+    due = to_repost(entries, now=DAY, interval_seconds=DAY, pass_seconds=300.0)
+    assert due == [f"name-{index:04}" for index in range(share)]
 
 
 def test_what_was_refused_waits_and_takes_nobody_else_s_turn() -> None:
@@ -116,8 +129,9 @@ def test_what_was_refused_waits_and_takes_nobody_else_s_turn() -> None:
     entries = [refused, entry_of("other", 1.0)]
     due = to_repost(entries, now=DAY + 5.0, interval_seconds=DAY, pass_seconds=300.0)
     assert due == ["other"]
-    due = to_repost([refused], now=DAY + 3600.0, interval_seconds=DAY, pass_seconds=300.0)
-    assert due == ["refused"]
+    for now in (DAY + 3600.0, DAY + 7200.0):
+        due = to_repost([refused], now=now, interval_seconds=DAY, pass_seconds=300.0)
+        assert due == ["refused"]
 
 
 @pytest.mark.fault("G13")

@@ -266,11 +266,18 @@ async def test_a_pod_that_is_seen_while_the_list_is_under_way_is_not_taken_for_g
     world: World,
 ) -> None:
     world.seen("kept")
-    # Created after the list was made, and brought by the watch before the list is here.
-    world.pods.while_listing = lambda: world.seen("young", 7)
+    world.pods.put("listed", 6)
+
+    def bring() -> None:
+        # One is on the list that is made just now, one is created after it.
+        world.seen("listed", 6)
+        world.seen("young", 7)
+
+    world.pods.while_listing = bring
     await world.reconciler.once()
     assert world.view.lost == []
-    assert set(world.view.versions()) == {"kept", "young"}
+    assert set(world.view.versions()) == {"kept", "listed", "young"}
+    assert world.pods.fetched == [], "the watch brought them"
 
 
 @pytest.mark.fault("K9")
@@ -376,9 +383,15 @@ async def test_pods_of_names_that_others_hold_are_no_mass(world: World) -> None:
 # What the watch does not bring.
 
 
-async def test_what_the_watch_brings_in_time_is_not_fetched(world: World) -> None:
-    body = world.pods.put("slow", 5)
-    asyncio.get_running_loop().call_later(LAG_SECONDS - 1, world.view.see, body)
+@pytest.mark.parametrize("brought", [5, 7], ids=["as-listed", "newer"])
+@pytest.mark.parametrize("seen", [None, 3], ids=["never-seen", "seen-older"])
+async def test_what_the_watch_brings_in_time_is_not_fetched(
+    world: World, seen: int | None, brought: int
+) -> None:
+    if seen is not None:
+        world.seen("slow", seen)
+    world.pods.put("slow", 5)
+    asyncio.get_running_loop().call_later(LAG_SECONDS - 1, lambda: world.seen("slow", brought))
     await world.reconciler.once()
     assert world.pods.fetched == []
     assert world.view.seen_surely == []
