@@ -608,6 +608,16 @@ async def test_a_cronjob_holds_its_name_between_its_runs() -> None:
         assert on.confirmed(["shop/nightly/app"])
 
 
+async def test_no_other_kind_of_workload_holds_a_name_without_pods() -> None:
+    names = []
+    async with scene() as on:
+        for kind in ("CloneSet", "CronTab", "Deployment", "Job", "StatefulSet"):
+            names.append(f"shop/{kind.lower()}/app")
+            on.want(names[-1], workload(kind.lower(), kind=kind))
+        await asyncio.sleep(DELAY + 0.1)
+        assert on.confirmed(names)
+
+
 async def test_a_cronjob_that_runs_without_the_container_holds_it_no_more() -> None:
     async with scene() as on:
         on.want("shop/nightly/app", NIGHTLY)
