@@ -8,11 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.builders import TEMPLATE, container, digest, image, pod, record, workload
+from tests.support.builders import (
+    TEMPLATE,
+    container,
+    digest,
+    image,
+    pod,
+    raw_pod,
+    record,
+    workload,
+)
 from tracker.annotations import NO_MARKS, Marks, Problem
-from tracker.images import Image, SkipReason
+from tracker.images import Image, ImageRules, SkipReason
 from tracker.inventory import Absent, Deployed, Held, Inventory, Judgement
-from tracker.pods import Container, Pod, Skipped
+from tracker.pods import Container, Pod, Rules, Skipped, read_pod
 from tracker.records import Record
 
 NAME: Final = "shop/web/app"
@@ -123,13 +132,12 @@ def test_a_finished_job_stands_until_its_pod_goes(owner: object, phase: str) -> 
     [
         pytest.param(("ghcr.io/acme/app", "v1"), "held", id="same"),
         pytest.param(("ghcr.io/acme/app", "v2"), "held displaced", id="another-version"),
-        pytest.param(("ghcr.io/acme/app", None), "held displaced", id="no-version"),
         pytest.param(("ghcr.io/acme/other", "v1"), "held displaced", id="another-name"),
         pytest.param(None, "held displaced", id="not-in-accord"),
     ],
 )
 def test_the_same_image_without_a_digest_is_not_taken_for_another(
-    named: tuple[str, str | None] | None, expected: str
+    named: tuple[str, str] | None, expected: str
 ) -> None:
     """It was brought to the node and not pulled, so its runtime knows no manifest's digest."""
     moved = pod("2", age=1, containers=[Container(name="app", image=UNTOLD, named=named)])
@@ -159,6 +167,80 @@ def test_how_a_node_calls_an_image_makes_no_other_record_of_it(
     assert isinstance(judgement, Deployed)
     assert judgement.record.digest == digest("a")
     assert (judgement.record.name, judgement.record.version) == said
+
+
+RULES: Final = Rules(
+    images=ImageRules(
+        include=("ghcr.io/acme/*", "quay.io/acme/*"),
+        repositories=(("ghcr.io/acme/old", "old"), ("ghcr.io/*", "app"), ("quay.io/*", "quay")),
+    )
+)
+
+
+def seen(spec: str, status: str, letter: str = "a", *, uid: str = "1") -> Pod:
+    """Return a pod as it is read that asks for an image, and whose node tells of another."""
+    raw = raw_pod(uid, name=f"web-5d8f-{uid}", creationTimestamp=f"2024-01-15T10:30:0{uid}Z")
+    raw["spec"]["containers"] = [{"name": "app", "image": spec}]
+    image_id = f"{status.partition(':')[0]}@{digest(letter)}"
+    raw["status"] = {
+        "phase": "Running",
+        "containerStatuses": [{"name": "app", "image": status, "imageID": image_id}],
+    }
+    pod = read_pod(raw, rules=RULES)
+    assert isinstance(pod, Pod)
+    return pod
+
+
+def told(*pods: Pod, acknowledged: Record | None = None) -> tuple[str | None, ...]:
+    """Return name, version and repository of what is to stand, or nothing and what it is."""
+    judgement = inventory_of(pods).judge(NAME, acknowledged)
+    if not isinstance(judgement, Deployed):
+        return (f"held{' displaced' * (isinstance(judgement, Held) and judgement.displaced)}",)
+    made = judgement.record
+    return made.name, made.version, made.repository
+
+
+def acknowledged_of(name: str, version: str, letter: str = "a") -> Record:
+    return replace(record(letter), name=name, version=version)
+
+
+def test_a_name_has_its_own_repository_whichever_of_them_a_node_tells() -> None:
+    app, quay = "ghcr.io/acme/app:1", "quay.io/acme/mirror:1"
+    right = ("ghcr.io/acme/app", "1", "app")
+    assert told(seen(app, app)) == right
+    aliased = seen(app, quay)
+    assert told(aliased, acknowledged=acknowledged_of("ghcr.io/acme/app", "1")) == right
+    assert told(seen(app, app), seen(app, quay, uid="2")) == right
+    assert told(aliased) == ("quay.io/acme/mirror", None, "quay"), "nobody says otherwise"
+
+
+def test_a_change_in_place_tells_nothing_of_the_new_image_before_it_runs() -> None:
+    old, new = "ghcr.io/acme/old:1", "ghcr.io/acme/new:2"
+    changing = seen(new, old)
+    held = acknowledged_of("ghcr.io/acme/old", "1")
+    assert told(changing, acknowledged=held) == ("ghcr.io/acme/old", "1", "old")
+    assert told(changing) == ("ghcr.io/acme/old", None, "old")
+    # From one that is left out, and to one.
+    assert told(seen(new, "docker.io/vendor/x:1")) == ("held",)
+    assert told(seen("docker.io/vendor/x:1", old), acknowledged=held) == (
+        ("ghcr.io/acme/old", "1", "old")
+    )
+
+
+def test_a_name_of_the_node_that_is_left_out_takes_nothing_back() -> None:
+    app, staging = "ghcr.io/acme/app:1", "registry.local/stage:1"
+    held = acknowledged_of("ghcr.io/acme/app", "1")
+    moved = seen(app, staging, uid="2")
+    assert told(moved, acknowledged=held) == ("held",)
+    assert told(seen(app, app), moved, acknowledged=held) == ("ghcr.io/acme/app", "1", "app")
+    assert told(seen(app, app), moved) == ("ghcr.io/acme/app", "1", "app")
+    assert told(moved) == ("held",), "which of its names is to be recorded nobody says"
+    # What ran before is another image all the same, and what is left out by both names is.
+    assert told(moved, acknowledged=acknowledged_of("ghcr.io/acme/app", "0", "b")) == (
+        ("held displaced",)
+    )
+    left_out = seen("docker.io/vendor/x:1", staging)
+    assert told(left_out, acknowledged=held) == ("held displaced",)
 
 
 def test_a_job_that_waits_to_start_again_does_not_speak_before_it_runs() -> None:

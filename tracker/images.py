@@ -90,9 +90,10 @@ class Image:
     `repository` is the GitHub repository that the operator's rules name for it, or None. `asked`
     is the name that the pod asks for where the status tells of another image, "" where it asks for
     none that can be read; None where the two agree, or name and version are the pod's own words
-    after all. A status tells of another one while an in-place change is under way, and for good
-    where the node knows the same content by another name: a runtime tells one of them, whichever
-    was asked for (https://github.com/kubernetes/kubernetes/issues/51017).
+    after all. `asked_repository` is the one of that name. A status tells of another image while an
+    in-place change is under way, and for good where the node knows the same content by another
+    name: a runtime tells one of them, whichever was asked for
+    (https://github.com/kubernetes/kubernetes/issues/51017).
     """
 
     name: str
@@ -100,6 +101,7 @@ class Image:
     digest: Digest
     repository: str | None = None
     asked: str | None = None
+    asked_repository: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,8 +112,7 @@ class ImageRules:
     An image is recorded when it matches one of `include` (or there is none) and none of `exclude`.
     `repositories` are (glob, GitHub repository), of which the first that matches counts. A glob
     is held against the name as it is written and as it is written out: `docker.io/library/*`
-    matches `nginx`. Where a node knows an image by another name than its pod asks for, it is
-    recorded when either of them is to be: which other names a node knows says nothing of a pod.
+    matches `nginx`.
     """
 
     include: tuple[str, ...] = ()
@@ -120,15 +121,16 @@ class ImageRules:
 
     def apply(self, image: Image) -> "Image | SkipReason":
         """Return the image with its repository, or why it is not recorded."""
-        names = [name for name in (image.name, image.asked) if name]
-        if all(map(self.leave_out, names)):
+        if self.leave_out(image.name):
             return SkipReason.IMAGE
-        for name in names:
-            spellings = _spellings(name)
-            for glob, repository in self.repositories:
-                if _matches(spellings, [glob]):
-                    return replace(image, repository=repository)
-        return image
+        if not self.repositories:
+            return image
+        asked = self._repository_of(image.asked) if image.asked else None
+        return replace(image, repository=self._repository_of(image.name), asked_repository=asked)
+
+    def _repository_of(self, name: str) -> str | None:
+        names = _spellings(name)
+        return next((each for glob, each in self.repositories if _matches(names, [glob])), None)
 
     def leave_out(self, name: str) -> bool:
         """Tell whether images of this name are not recorded."""
@@ -147,7 +149,7 @@ class Source(StrEnum):
     IMAGE_ID = "status.imageID"
 
 
-Named = tuple[str, str | None]
+Named = tuple[str, str]
 """An image's name and version."""
 
 
@@ -159,7 +161,7 @@ class Resolution:
     `image` is a reason when it can't be recorded, and None when it is not known yet.
 
     `digest_from` and `name_from` are None where there is no image to tell of. `named` is what the
-    pod and its status name in accord where that tells no digest: name and version.
+    pod and its status name in accord where that tells no digest: name and version, if it has one.
     """
 
     image: Image | SkipReason | None
@@ -218,7 +220,8 @@ def trace_image(spec_image: str, status_image: str, image_id: str) -> Resolution
     if running is None:
         # A digest written into the spec names the manifest that the runtime's id does not.
         if not agrees or spec is None or spec.digest is None:
-            named = (spec.repository, _version(spec.tag)) if agrees and spec is not None else None
+            version = _version(spec.tag) if agrees and spec is not None else None
+            named = None if spec is None or version is None else (spec.repository, version)
             return Resolution(image=SkipReason.NO_DIGEST, named=named)
         running, digest_from = spec, Source.SPEC
     name, tag = running.repository, None

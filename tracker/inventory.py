@@ -16,7 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from tracker.annotations import NO_MARKS, Marks, Problem
-from tracker.images import Image, SkipReason
+from tracker.images import Digest, Image, SkipReason
 from tracker.pods import Container, Pod, Skipped
 from tracker.records import Record, Status, render
 from tracker.workloads import Workload
@@ -203,10 +203,9 @@ class Inventory:
             # One of them may have gone while nobody watched, and its successor be on a later page
             # of a list that is under way: what is seen so far may be older than what stands.
             return Held(displaced=False)
-        image = newest.container.image
-        if not isinstance(image, Image):
+        image = _named(newest.container, claims, acknowledged)
+        if image is None:
             return Held(displaced=displaced)
-        image = _named(image, claims, acknowledged)
         return Deployed(
             record=Record.deployed(name, image, self._marks(newest.pod, acknowledged)),
             workload=newest.pod.workload,
@@ -366,30 +365,45 @@ def _runs(container: Container, record: Record) -> bool:
     Where a runtime tells no digest of an image, since it was brought to the node and not pulled,
     its name and version are all that is known: the same ones are no sign that something else runs.
     """
-    if isinstance(container.image, Image):
-        return container.image.digest == record.digest
-    return container.named == (record.name, record.version)
+    if (digest := _digest_of(container)) is not None:
+        return digest == record.digest
+    return container.named is not None and container.named == (record.name, record.version)
 
 
-def _named(image: Image, claims: Iterable[_Claim], acknowledged: Record | None) -> Image:
+def _digest_of(container: Container) -> Digest | None:
+    return container.image.digest if isinstance(container.image, Image) else container.digest
+
+
+def _named(
+    container: Container, claims: Iterable[_Claim], acknowledged: Record | None
+) -> Image | None:
     """
-    Return an image with the name and version that pods of the same digest ask for in accord.
+    Return the image to tell of what a container runs, None when there is none.
 
-    A node that knows the content by another name as well tells that one, and a change in place is
-    not done yet: neither makes another image of it. Where no pod's status agrees with what the pod
-    asks for, what was acknowledged of the digest stays.
+    It has the name and version that pods of the same digest ask for in accord with their status: a
+    node that knows the content by another name as well tells that one, and a change in place is not
+    done yet. Neither makes another image of it. Where no pod's status agrees with what the pod asks
+    for, what was acknowledged of the digest stays.
     """
-    if image.asked is None:
-        return image
+    told = container.image
+    if isinstance(told, Image) and told.asked is None:
+        return told
+    digest = _digest_of(container)
+    if digest is None:
+        return None
     agreeing = _newest(
         claim
         for claim in claims
         if isinstance(claim.container.image, Image)
-        and claim.container.image.digest == image.digest
         and claim.container.image.asked is None
+        and claim.container.image.digest == digest
     )
     if agreeing is not None and isinstance(agreeing.container.image, Image):
         return agreeing.container.image
-    if acknowledged is not None and acknowledged.digest == image.digest:
-        return replace(image, name=acknowledged.name, version=acknowledged.version)
-    return image
+    if not isinstance(told, Image):
+        return None
+    if acknowledged is None or acknowledged.digest != digest:
+        return told
+    name, version = acknowledged.name, acknowledged.version
+    repository = told.repository if name == told.name else told.asked_repository
+    return replace(told, name=name, version=version, repository=repository)

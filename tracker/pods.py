@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Final
 
 from tracker.annotations import NO_MARKS, Marks, read_marks
-from tracker.images import EVERY_IMAGE, Image, ImageRules, Named, SkipReason, trace_image
+from tracker.images import EVERY_IMAGE, Digest, Image, ImageRules, Named, SkipReason, trace_image
 from tracker.workloads import Owner, Workload, workload_of
 
 __all__ = [
@@ -63,12 +63,14 @@ class Container:
     One container that a pod declares, init containers and sidecars included.
 
     `image` is what it runs; a reason when that can't be recorded; None when it is not known yet.
-    `named` is the image's name and version where its runtime tells no digest.
+    `named` is the image's name and version where its runtime tells no digest. `digest` is what it
+    runs where only the name by which its node knows that is left out, not the one asked for.
     """
 
     name: str
     image: Image | SkipReason | None
     named: Named | None = None
+    digest: Digest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -212,8 +214,12 @@ def _containers(
 ) -> Iterator[Container]:
     for name, *texts in _texts(spec, status):
         found = trace_image(*texts)
-        image = rules.apply(found.image) if isinstance(found.image, Image) else found.image
-        yield Container(name=name, image=image, named=found.named)
+        if not isinstance(found.image, Image):
+            yield Container(name=name, image=found.image, named=found.named)
+            continue
+        image, asked = rules.apply(found.image), found.image.asked
+        aliased = isinstance(image, SkipReason) and asked and not rules.leave_out(asked)
+        yield Container(name=name, image=image, digest=found.image.digest if aliased else None)
 
 
 def _texts(

@@ -467,7 +467,8 @@ def _image(
     running = "" if manifest is None else manifest["digest"]
     same = _same(spec_image, str(status.get("image") or ""), running)
     if manifest is None and not (same and spec_digest):
-        return None, "no-manifest-digest", (repository, _version(tag)) if same else None
+        version = _version(tag)
+        return None, "no-manifest-digest", (repository, version) if same and version else None
     if not same and manifest is not None:
         # The spec is ahead of what runs: its tag must not be told with the old digest.
         return Image(digest=running, name=manifest["repository"], named_by_node=True), "", None
