@@ -1168,6 +1168,55 @@ async def test_where_batches_are_refused_what_may_not_be_written_holds_nobody_up
 
 
 @pytest.mark.fault("G14")
+@pytest.mark.parametrize("count", [2, 3, 12])
+async def test_what_may_not_be_written_alone_stops_nobody_when_it_is_due_again(count: int) -> None:
+    """An hour later it is due together, and a batch of it holds nothing else."""
+    async with scene(batches=True) as on:
+        refused = [f"shop/web/app-{number:04}" for number in range(count)]
+        for name in refused:
+            on.sender.answers[name] = [Forbidden(reason="HTTP 403 Forbidden")] * 10_000
+
+        def whole(records: Sequence[Record]) -> BatchAnswer | None:
+            if {record.deployment_name for record in records}.isdisjoint(refused):
+                return None
+            return BatchRefused(reason="HTTP 403", by_content=False)
+
+        on.sender.whole = whole
+        on.see(*many(40))
+        for turn in range(48):
+            await asyncio.sleep(600)
+            assert on.pace.permits, f"paused after {turn} turns"
+            on.see(running("abcdef"[turn % 6], uid="new", app="new"))
+            await asyncio.sleep(10)
+            assert on.sender.sent[-1][1].digest == digest("abcdef"[turn % 6])
+            assert account_of(on.entry("shop/web/new")) is Account.ACKNOWLEDGED
+        parked = {each.deployment_name for each in on.ledger.entries() if each.is_refused}
+        assert parked == {*refused}
+        assert len(on.sender.sent) < 600
+
+
+async def test_a_token_that_may_write_no_more_stops_batches_after_some_refusals() -> None:
+    async with scene(batches=True) as on:
+        on.see(*many(40))
+        await asyncio.sleep(10)
+        on.sender.whole = lambda _records: BatchRefused(reason="HTTP 403", by_content=False)
+        on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
+        on.see(*many(20, "b"))
+        await asyncio.sleep(60)
+        assert on.pace.not_before <= waited(), "they were asked for one by one"
+        await asyncio.sleep(3600)
+        on.see(*many(40, "c"))
+        await asyncio.sleep(20)
+        assert on.pace.not_before > waited()
+        on.sender.whole = lambda _records: None
+        on.sender.always = OK
+        await asyncio.sleep(3600)
+        assert {each.acknowledged for each in on.ledger.entries()} == {
+            record("c", name=f"shop/web/{app}") for app in letters(40)
+        }
+
+
+@pytest.mark.fault("G14")
 async def test_where_nothing_may_be_written_all_sending_pauses_and_one_request_probes() -> None:
     async with scene(batches=True) as on:
         on.sender.whole = lambda _records: BatchRefused(reason="HTTP 403", by_content=False)

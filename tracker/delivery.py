@@ -81,6 +81,9 @@ LEDGER_RETRY_SECONDS = 5.0
 """How long a name rests whose entry could not be written."""
 BROKEN_NAME_SECONDS = 60.0
 """How long a name rests after an error of ours, so that a bug can't spin."""
+MANY_FORBIDDEN = 10
+"""So many new records in a row that a token may not write, and it may count as one that may write
+none. Fewer, after others that it wrote, are refused for their own sake."""
 BREATH = 100
 """Names that are looked at before the loop gets to do something else."""
 
@@ -223,6 +226,8 @@ class Delivery:
         self._workers = workers
         self._batching = Batching(permitted=batches)
         self._refused_batches = 0
+        # How many in a row a token may not write that was seen to write: none was so far.
+        self._forbidden = MANY_FORBIDDEN
         self._chance = chance
         self._not_found_seconds = not_found_seconds
         self._queue: asyncio.Queue[str] = asyncio.Queue()
@@ -583,7 +588,8 @@ class Delivery:
                 return part.next_decider()
             records = [each.sent for each in intended if each.sent is not None]
             if len(records) == 1:
-                return await self._post_single(intended[0], records[0], part)
+                again = is_asked_again(planned[0].entry, records[0])
+                return await self._post_single(intended[0], records[0], part, again=again)
             return await self._post_batch(intended, records, part)
 
     async def _plan(self, names: Sequence[str], *, behind: bool) -> list[_Planned]:
@@ -651,27 +657,47 @@ class Delivery:
         if fresh:
             await self._ledger.forget(*fresh)
 
-    async def _post_single(self, intended: Entry, record: Record, part: Part) -> list[Part]:
+    async def _post_single(
+        self, intended: Entry, record: Record, part: Part, *, again: bool
+    ) -> list[Part]:
+        """Post one record, `again` if it was refused before; return what is to follow."""
         answer = await self._sender.send(record)
         self._batching.note(answer, 1, now=asyncio.get_running_loop().time())
-        if part.deciding and isinstance(answer, Forbidden) and (following := part.next_decider()):
-            # It may be the record alone, which will hear that again once batches are out of it.
-            said = BatchRefused(reason=answer.reason, by_content=False)
-            await self._conclude([intended], [said], said)
-            return following
+        following: list[Part] = []
+        said: Answer | BatchRefused = answer
+        if isinstance(answer, Forbidden) and not again:
+            self._forbidden += 1
         if part.deciding:
-            answer = self._decide(answer)
-        await self._conclude([intended], [answer], answer)
-        return []
+            said, following = self._decide(part, answer, again=again)
+        await self._conclude([intended], [said], said)
+        return following
 
-    def _decide(self, said: Answer) -> Answer:
-        """Judge by the answer to the last record alone why the batch with it was refused."""
-        if isinstance(said, Forbidden):
-            # It is not the batch: nothing may be written, and to ask for each would not help.
-            return Unauthorized(reason=said.reason, valid=True)
-        if not isinstance(said, Limited | Unauthorized | Failed):
-            self._send_singly("GitHub refuses batches and takes single records")
-        return said
+    def _decide(
+        self, part: Part, answer: Answer, *, again: bool
+    ) -> tuple[Answer | BatchRefused, list[Part]]:
+        """
+        Judge by the answers to single records why the batch with them was refused.
+
+        Return what this one's comes to, and who is asked next.
+        """
+        match answer:
+            case Forbidden():
+                its_own = again or self._forbidden < MANY_FORBIDDEN
+                following = part.next_decider()
+                if its_own and not following:
+                    self._send_singly("GitHub refuses batches")
+                if its_own:
+                    return answer, following
+                if following:
+                    # It may be the record alone, which hears that once batches are out of it.
+                    return BatchRefused(reason=answer.reason, by_content=False), following
+                # It is not the batch: nothing may be written, and to ask for each would not help.
+                return Unauthorized(reason=answer.reason, valid=True), []
+            case Limited() | Unauthorized() | Failed():
+                pass
+            case _:
+                self._send_singly("GitHub refuses batches and takes single records")
+        return answer, []
 
     def _send_singly(self, reason: str) -> None:
         self._batching.send_singly(asyncio.get_running_loop().time())
@@ -717,6 +743,8 @@ class Delivery:
             # A limit passes by itself; a token is for somebody to see to.
             tell = _log.error if isinstance(said, Unauthorized) else _log.warning
             tell("sending paused", seconds=round(pause, 1), reason=reason)
+        if any(isinstance(answer, Acknowledged) for answer in each):
+            self._forbidden = 0
         unknown = any(isinstance(answer, NotFound) for answer in each)
         known = known_digests(self._ledger.entries()) if unknown else frozenset()
         for entry, after, answer in zip(intended, concluded, each, strict=True):
