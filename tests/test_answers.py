@@ -25,6 +25,7 @@ from tracker.answers import (
     classify,
     clean_text,
     server_time,
+    without_user_info,
 )
 
 pytestmark = pytest.mark.fault("G1", "G7")
@@ -301,6 +302,25 @@ def test_clean_text_is_one_printable_line(text: str, limit: int) -> None:
 
 def test_a_long_message_is_cut() -> None:
     assert clean_text("x" * 10_000) == "x" * MAX_REASON
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("HTTPS://me:pw@host/x, http://u@h", "HTTPS://host/x, http://h"),
+        ("socks5h://me:pw@host:1080 socks://a:b@c", "socks5h://host:1080 socks://c"),
+        ("see 'https://host' or mail a@b", "see 'https://host' or mail a@b"),
+    ],
+)
+def test_user_names_are_those_of_addresses(text: str, told: str) -> None:
+    assert without_user_info(text) == told
+
+
+def test_a_long_text_takes_no_longer_for_what_it_is_made_of() -> None:
+    """Ten megabytes of what a hostile server may send: it is read once, or this never ends."""
+    for part in ("socks", "socks5://", "http://", "https:/", "http://a:", "a"):
+        text = part * (10**7 // len(part))
+        assert without_user_info(f"{text} @") == f"{text} @"
 
 
 def test_clean_text_holds_no_password_of_an_address() -> None:

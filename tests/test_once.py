@@ -401,6 +401,14 @@ async def test_retire_does_not_call_it_well_when_records_of_another_identity_sta
     assert "nothing of acme/test/renamed at" in program.said
     assert "2 records of acme/test/simulated at" in program.said
     assert len(world.github.deployed()) == 2
+    # Whatever is done about the records of its own.
+    await converged(world, CLUSTER="renamed")
+    async with once(world, "--retire", "--yes", CLUSTER="renamed") as program:
+        assert await program.ended() == 1
+    assert "2 records of acme/test/simulated at" in program.said
+    assert {row.identity.cluster for row in world.github.table if row.status == "deployed"} == {
+        "simulated"
+    }
     async with once(world, "--retire", "--yes") as program:
         assert await program.ended() == 0
     async with once(world, "--retire", "--yes", CLUSTER="renamed") as program:

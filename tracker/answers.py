@@ -77,7 +77,9 @@ PARTS_OF_A_RECORD = 64
 
 _MAX_DIGITS = 15
 _UNREADABLE = object()
-_USER_INFO = re.compile(r"((?:https?|socks\w*)://)[^/ ]*@", re.IGNORECASE)
+# It is run over texts of any length: what begins one is short, and what follows ends where the next
+# one may begin, so that none is read twice. A password may hold anything but these two.
+_USER_INFO = re.compile(r"((?:https?|socks(?:[45][ah]?)?)://)[^/ ]*@", re.IGNORECASE)
 _LIMIT_WORDS = re.compile(r"rate limit|abuse|secondary limit|too many requests", re.IGNORECASE)
 
 

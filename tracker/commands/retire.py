@@ -86,7 +86,9 @@ def retire(settings: Settings, *, seconds: float, yes: bool, dry_run: bool) -> i
         return EXIT_FAILURE if reading.others else EXIT_OK
     if not yes and not dry_run and not _is_wanted(settings, standing):
         return EXIT_FAILURE
-    return asyncio.run(_retire(settings, seconds=seconds, dry_run=dry_run))
+    code = asyncio.run(_retire(settings, seconds=seconds, dry_run=dry_run))
+    # The volume with the ledger may be deleted next, and nothing else knows of these.
+    return EXIT_FAILURE if reading.others else code
 
 
 def _is_wanted(settings: Settings, standing: int) -> bool:
