@@ -582,8 +582,19 @@ def test_the_cronjob_has_what_components_before_it_changed_in_the_pod(tmp_path: 
     assert container["env"] == wanted
 
 
-def test_the_cronjob_goes_over_the_production_overlay(tmp_path: Path) -> None:
-    manifests = rendered_with("cronjob", folder=tmp_path, over="overlays/production")
+@pytest.mark.parametrize(
+    ("over", "components"),
+    [
+        ("overlays/production", ["cronjob"]),
+        ("overlays/production", ["github-app", "cronjob"]),
+        ("base", ["workloads", "github-app", "persistence", "cronjob"]),
+        ("base", ["workloads", "persistence", "github-app", "cronjob"]),
+    ],
+)
+def test_the_cronjob_goes_over_whatever_has_a_claim(
+    tmp_path: Path, over: str, components: list[str]
+) -> None:
+    manifests = rendered_with(*components, folder=tmp_path, over=over)
     pod = one(manifests, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
     claim = one(manifests, "PersistentVolumeClaim")
     (volume,) = (each for each in pod["volumes"] if each["name"] == "data")
@@ -597,4 +608,4 @@ def test_the_cronjob_can_not_be_had_without_a_claim_for_its_ledger(tmp_path: Pat
     rendered_with("persistence", "cronjob", folder=tmp_path)
     with pytest.raises(subprocess.CalledProcessError) as failed:
         rendered_with("cronjob", folder=tmp_path)
-    assert "persistentVolumeClaim" in failed.value.stderr
+    assert "PersistentVolumeClaim" in failed.value.stderr
