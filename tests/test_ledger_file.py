@@ -22,7 +22,6 @@ from tests.support.ledgers import (
     IDENTITY,
     Gate,
     Wall,
-    delete_and_put_until_killed,
     entry,
     hold_open,
     numbers,
@@ -31,6 +30,7 @@ from tests.support.ledgers import (
     put_until_killed,
     record,
     run_process,
+    spoil_and_put_until_killed,
     sums,
 )
 from tracker.entries import Entry
@@ -456,11 +456,109 @@ async def test_commits_that_memory_is_yet_to_be_told_of_are_in_the_new_one(path:
 @pytest.mark.parametrize("step", ["migrating", "renewing"])
 def test_a_kill_while_one_is_written_anew_leaves_what_was_there(path: Path, step: str) -> None:
     filled(path, 60)
-    process = run_process(delete_and_put_until_killed, str(path), step)
+    process = run_process(spoil_and_put_until_killed, str(path), "deleted", step)
     assert process.returncode == -signal.SIGKILL, process.stderr
     assert not path.exists()
     filled(path, 2)
     assert sorted(file.name for file in path.parent.iterdir()) == [path.name, lock_of(path).name]
+
+
+@pytest.mark.parametrize("how", ["deleted", "broken"])
+@pytest.mark.parametrize("step", ["moving", "placing", "placed"])
+def test_a_kill_before_the_new_one_is_in_its_place_loses_nothing(
+    path: Path, how: str, step: str
+) -> None:
+    # The old one was moved aside by then, and the next start deleted the new one.
+    filled(path, 60)
+    process = run_process(spoil_and_put_until_killed, str(path), how, step)
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    with capture_logs() as logs:
+        assert len(read(path)) == 60
+    if step == "placed":
+        assert logs == []
+    else:
+        (told,) = logs
+        assert told["log_level"] == "error"
+        assert "written anew from memory" in told["event"]
+    assert len(list(path.parent.glob("*Z"))) == (how == "broken")
+    kept = {file.name for file in path.parent.iterdir() if ".corrupt-" not in file.name}
+    assert kept == {path.name, lock_of(path).name}
+    filled(path, 61)
+    assert len(read(path)) == 61
+
+
+def test_what_a_kill_kept_from_its_place_does_not_replace_a_sound_ledger(path: Path) -> None:
+    filled(path, 60)
+    run_process(spoil_and_put_until_killed, str(path), "deleted", "placing")
+    backup = path.with_name("backup")
+    filled(backup, 2)
+    backup.rename(path)
+    assert len(read(path)) == 2
+    path.unlink()
+    assert read(path) == [], "one that is deleted later is begun anew"
+
+
+@pytest.mark.fault("L12")
+@pytest.mark.parametrize("step", ["renewing", "moving", "placing", "placed"])
+async def test_a_file_that_arrives_while_one_is_written_anew_is_not_replaced(
+    path: Path, step: str
+) -> None:
+    # It was moved aside as if it were the broken one, or deleted.
+    backup = path.with_name("backup")
+    arrived = False
+
+    def on_step(name: str) -> None:
+        nonlocal arrived
+        if name == step and not arrived:
+            arrived = True
+            backup.rename(path)
+
+    async with ledger_at(path) as ledger:
+        await ledger.put(*(entry(number) for number in range(60)))
+    await asyncio.to_thread(filled, backup, 2)
+    content = sums(path.parent)[backup.name]
+    async with ledger_at(path, on_step) as ledger:
+        await asyncio.to_thread(delete_all, path)
+        for _ in range(2):
+            with pytest.raises(LedgerWriteError):
+                await ledger.put(entry(1, attempts=1))
+        assert ledger.taken is not None
+        assert sums(path.parent)[path.name] == content
+    async with ledger_at(path) as ledger:
+        assert numbers(ledger) == [0, 1]
+    assert sorted(file.name for file in path.parent.iterdir()) == [
+        "backup.lock",
+        path.name,
+        lock_of(path).name,
+    ]
+
+
+async def test_a_new_one_that_can_t_be_opened_is_tried_again_with_all_there_was(path: Path) -> None:
+    # Nothing could be copied any more from the old one, which was closed by then.
+    other = replace(IDENTITY, cluster="prod-eu-2")
+    async with SqliteLedger(path=path, identity=other) as ledger:
+        await ledger.put(entry(1), entry(2))
+    full = True
+
+    def on_step(step: str) -> None:
+        if full and step == "placed":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with capture_logs() as logs:
+        async with ledger_at(path, on_step) as ledger:
+            await ledger.put(entry(3))
+            await asyncio.to_thread(delete_all, path)
+            for _ in range(2):
+                with pytest.raises(LedgerWriteError, match="No space left"):
+                    await ledger.put(entry(4))
+            assert ledger.taken is None
+            assert path.name not in sums(path.parent)
+            full = False
+            await ledger.put(entry(4))
+    assert not [log for log in logs if "lacks records" in log["event"]]
+    async with ledger_at(path) as ledger:
+        assert numbers(ledger) == [3, 4]
+        assert ledger.other_identities() == {other: 2}
 
 
 async def test_one_whose_volume_went_is_not_written_beside_it(tmp_path: Path) -> None:

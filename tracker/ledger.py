@@ -249,7 +249,8 @@ class SqliteLedger(_Mirror):
 
     `on_step(name)` is called in the writer thread, for tests that stop it there: `migrating`
     before a migration's commit; `begin` before a transaction, `before-commit` and `after-commit`;
-    `renewing` before the commit of a ledger that is written anew.
+    `renewing` before the commit of a ledger that is written anew, `moving` when it is whole,
+    `placing` when the old one is moved aside, `placed` before it is opened.
     `meter` counts transactions; it is called on the loop.
 
     Opening raises LedgerLockedError when another process has the file for longer than
@@ -564,7 +565,9 @@ class SqliteLedger(_Mirror):
             self._step("renewing")
             connection.execute("COMMIT")
 
-        renewed, moved = replace_file(file, fill=fill, patience_seconds=self._patience_seconds)
+        renewed, moved = replace_file(
+            file, fill=fill, step=self._step, patience_seconds=self._patience_seconds
+        )
         self._renewed_at = now.wall
         _log.error(
             "the ledger broke or went under way and was written anew from memory: nothing that it"

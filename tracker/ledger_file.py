@@ -54,6 +54,8 @@ SIDE_FILES = ("-wal", "-shm", "-journal")
 """What SQLite may keep beside a database."""
 UNFINISHED = ".unfinished"
 """What follows the name of a ledger that is written anew, until it is whole."""
+RENEWED = ".renewed"
+"""What follows its name from then on, until it is in its place."""
 
 _MAGIC = b"SQLite format 3\0"
 _USER_VERSION, _APPLICATION_ID = 60, 68
@@ -138,19 +140,7 @@ def open_file(
     try:
         lock = _Lock(path, patience_seconds)
         try:
-            _remove(_unfinished(path))  # of one that was killed over it
-            try:
-                return _open(path, lock, prepare, patience_seconds)
-            except _CorruptError as error:
-                _log.error(
-                    "the ledger was corrupt and is started anew: what runs is posted once more, and"
-                    " what was deleted while the tracker was down is not noticed; check the volume,"
-                    " compare with GitHub, and delete the old file when it is of no more use",
-                    path=str(path),
-                    moved_to=str(_move_aside(path)),
-                    reason=str(error),
-                )
-                return _open(path, lock, prepare, patience_seconds)
+            return _open_or_renew(path, lock, prepare, patience_seconds)
         except BaseException:
             lock.close()
             raise
@@ -166,43 +156,76 @@ def open_file(
         ) from error
 
 
+def _open_or_renew(
+    path: Path, lock: "_Lock", prepare: Callable[[sqlite3.Connection], _T], patience_seconds: float
+) -> OpenFile[_T]:
+    """Open what stands there; where it is corrupt, what a kill left beside it, or a new one."""
+    _remove(_beside(path, UNFINISHED))
+    renewed = _beside(path, RENEWED)
+    if (found := _found(path)) is None:
+        _adopt(path)
+    elif found == _found(renewed):  # it is in its place already
+        _remove(renewed)
+    try:
+        file = _open(path, lock, prepare, patience_seconds)
+    except _CorruptError as error:
+        if not _adopt(path):
+            _log.error(
+                "the ledger was corrupt and is started anew: what runs is posted once more, and"
+                " what was deleted while the tracker was down is not noticed; check the volume,"
+                " compare with GitHub, and delete the old file when it is of no more use",
+                path=str(path),
+                moved_to=str(_move_aside(path)),
+                reason=str(error),
+            )
+        file = _open(path, lock, prepare, patience_seconds)
+    with suppress(OSError):
+        _remove(renewed)
+    return file
+
+
 def replace_file(
-    file: OpenFile[_T], *, fill: Callable[[sqlite3.Connection], None], patience_seconds: float
+    file: OpenFile[_T],
+    *,
+    fill: Callable[[sqlite3.Connection], None],
+    step: Callable[[str], None],
+    patience_seconds: float,
 ) -> tuple[OpenFile[_T], Path | None]:
     """
     Put a new ledger in the place of an open one that is corrupt or gone; the lock is kept.
 
-    `fill(connection)` makes it, in a file beside that takes the place when it is whole, so that a
-    kill leaves what was there. Returns it, and where what was there was moved, None when there was
-    nothing. A lock that went with the file is taken again if nobody else has it.
+    `fill(connection)` makes it, in a file beside that takes the place when it is whole: a kill
+    before leaves what was there, and after it the next start puts it there. `step(name)` is called
+    in between. Returns it, and where what was there was moved, None when there was nothing. A lock
+    that went with the file is taken again if nobody else has it.
 
     Raises LedgerTakenError when the place is not this process's own any more; LedgerError,
-    sqlite3.Error or OSError when no new one can be made. It may be tried again then.
+    sqlite3.Error or OSError when no new one can be made. It may be tried again then: the old one
+    stays open for `fill` to read.
     """
     path = file.path
     _check_replaceable(file)
-    built = _unfinished(path)
-    _remove(built)
+    renewed = _build(path, fill)
+    step("moving")
+    _check_replaceable(file)  # who knows what was put there meanwhile
+    moved = _move_aside(path)
+    step("placing")
+    identity = _place(renewed, path)
     try:
-        _build(built, fill)
-        moved = _move_aside(path)
-        # Only now: it would bring its log into the file, and both are kept as they are.
-        with suppress(sqlite3.Error):
-            file.connection.close()
-        _check_free(path)
-        built.rename(path)
-    except BaseException:
-        with suppress(OSError):
-            _remove(built)
-        raise
-    _sync_folder(path)
-    try:
-        return _open(path, file.lock, lambda _: file.contents, patience_seconds), moved
+        step("placed")
+        opened = _open(path, file.lock, lambda _: file.contents, patience_seconds, identity)
     except BaseException as error:
-        _remove(path)  # memory has all of it, and it would be taken for another's
+        if _found(path) == identity:
+            _remove(path)  # it is beside still, and here it would be taken for another's
         if isinstance(error, _CorruptError):
             raise LedgerError(f"the new one is corrupt as well: {error}") from error
         raise
+    with suppress(OSError):
+        _remove(renewed)
+    # Only now: it would bring its log into the file, and both are kept as they are.
+    with suppress(sqlite3.Error):
+        file.connection.close()
+    return opened, moved
 
 
 def _check_replaceable(file: OpenFile[_T]) -> None:
@@ -218,22 +241,55 @@ def _check_replaceable(file: OpenFile[_T]) -> None:
             file.lock.take_again()
 
 
-def _check_free(path: Path) -> None:
-    """Refuse to put a ledger over what was put there a moment ago."""
-    if _found(path) is not None:
-        raise _taken()
+def _build(path: Path, fill: Callable[[sqlite3.Connection], None]) -> Path:
+    """Make a ledger that is one plain file beside `path`; return it when it is durable."""
+    built, renewed = _beside(path, UNFINISHED), _beside(path, RENEWED)
+    _remove(built)
+    try:
+        os.close(os.open(built, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+        with closing(sqlite3.connect(built, isolation_level=None)) as connection:
+            connection.execute("PRAGMA synchronous = FULL")
+            fill(connection)
+        built.rename(renewed)
+    except BaseException:
+        with suppress(OSError):
+            _remove(built)
+        raise
+    _sync_folder(path)
+    return renewed
 
 
-def _build(path: Path, fill: Callable[[sqlite3.Connection], None]) -> None:
-    """Make a ledger that is one plain file; it is durable when this returns."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        connection.execute("PRAGMA synchronous = FULL")
-        fill(connection)
+def _place(renewed: Path, path: Path) -> tuple[int, int]:
+    """Put a ledger in its place, never over what was put there a moment ago."""
+    identity = _identity(renewed.lstat())
+    try:
+        os.link(renewed, path)
+    except FileExistsError:
+        raise _taken() from None
+    _sync_folder(path)
+    return identity
 
 
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}{UNFINISHED}")
+def _adopt(path: Path) -> bool:
+    """Put a ledger in its place that a kill kept from it; return whether there was one."""
+    renewed = _beside(path, RENEWED)
+    if _found(renewed) is None:
+        return False
+    moved = _move_aside(path)  # it may have been cut short: the log is there still
+    _place(renewed, path)
+    _remove(renewed)
+    _log.error(
+        "the ledger broke or went under way and was written anew from memory before the tracker was"
+        " killed: nothing that it held of this identity is lost; check the volume, and who else"
+        " works in its folder",
+        path=str(path),
+        **({} if moved is None else {"moved_to": str(moved)}),
+    )
+    return True
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name}{suffix}")
 
 
 def _remove(path: Path) -> None:
@@ -338,10 +394,16 @@ def _locked(path: Path) -> LedgerError:
 
 
 def _open(
-    path: Path, lock: _Lock, prepare: Callable[[sqlite3.Connection], _T], patience_seconds: float
+    path: Path,
+    lock: _Lock,
+    prepare: Callable[[sqlite3.Connection], _T],
+    patience_seconds: float,
+    expected: tuple[int, int] | None = None,
 ) -> OpenFile[_T]:
     """Check, open, check again and prepare. Raises _CorruptError for what is to be moved aside."""
     identity = _claim(path)
+    if expected not in {None, identity}:
+        raise _taken()
     connection = sqlite3.connect(path, timeout=patience_seconds, isolation_level=None)
     try:
         _check_in_place(path, identity)
@@ -532,10 +594,10 @@ def _move_aside(path: Path) -> Path | None:
     while moved.exists():
         count += 1
         moved = path.with_name(f"{path.name}.corrupt-{stamp}.{count}")
-    # The log goes first: without its database it is nothing, while a new database beside an old
-    # log would be one more broken pair if this were cut short.
+    # The log goes last: if this is cut short, a database without it could pass for sound and be
+    # older, while a log without its database is seen, and moved, too.
     renamed = 0
-    for suffix in (*SIDE_FILES, ""):
+    for suffix in ("-journal", "", "-wal", "-shm"):
         with suppress(FileNotFoundError):
             Path(f"{path}{suffix}").rename(f"{moved}{suffix}")
             renamed += 1

@@ -10,10 +10,12 @@ import hashlib
 import os
 import resource
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +33,6 @@ __all__ = [
     "ROOT",
     "Gate",
     "Wall",
-    "delete_and_put_until_killed",
     "entry",
     "hold_open",
     "numbers",
@@ -40,6 +41,7 @@ __all__ = [
     "put_until_killed",
     "record",
     "run_process",
+    "spoil_and_put_until_killed",
     "sums",
 ]
 
@@ -168,20 +170,31 @@ def put_until_killed(path: str, step: str, count: str) -> None:
     asyncio.run(main())
 
 
-def delete_and_put_until_killed(path: str, step: str) -> None:
-    """Delete an open ledger under itself, put an entry, and die in the first `step` after that."""
-    deleted = False
+def spoil(path: str, how: str) -> None:
+    """Delete a ledger that is open, or break it."""
+    if how == "deleted":
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{path}{suffix}").unlink()
+        return
+    with closing(sqlite3.connect(path)) as another:
+        another.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    with Path(path).open("r+b") as file:
+        file.write(b"\xff" * 4096)
+
+
+def spoil_and_put_until_killed(path: str, how: str, step: str) -> None:
+    """Delete or break an open ledger under itself, put an entry, and die in the next `step`."""
+    spoilt = False
 
     def on_step(name: str) -> None:
-        if deleted and name == step:
+        if spoilt and name == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
     async def main() -> None:
-        nonlocal deleted
+        nonlocal spoilt
         async with SqliteLedger(path=Path(path), identity=IDENTITY, on_step=on_step) as ledger:
-            for suffix in ("", "-wal", "-shm"):
-                os.unlink(f"{path}{suffix}")  # noqa: PTH108 - nothing else runs here
-            deleted = True
+            spoil(path, how)
+            spoilt = True
             await ledger.put(entry(0))
 
     asyncio.run(main())
