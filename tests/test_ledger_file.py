@@ -46,6 +46,7 @@ from tracker.ledger_schema import MIGRATIONS, VERSION, migrate
 from tracker.records import Status
 
 PAGE = 4096
+LIST_AS_TAGS = "UPDATE entries SET acknowledged = json_set(acknowledged, '$.tags', json_array())"
 
 
 @pytest.fixture
@@ -190,6 +191,11 @@ def lose_the_database(path: Path) -> None:
         pytest.param(execute("UPDATE entries SET acknowledged = '[1'"), id="record"),
         pytest.param(execute("UPDATE entries SET sent = '{}'"), id="fields"),
         pytest.param(execute("UPDATE entries SET sent = '[]'"), id="kind"),
+        pytest.param(execute(LIST_AS_TAGS), id="kind of a field"),
+        pytest.param(
+            execute("UPDATE identities SET cluster = CAST(x'ff' AS TEXT)"),
+            id="an identity that may be its own",
+        ),
         pytest.param(
             execute("UPDATE entries SET reason = CAST(x'ff' AS TEXT)"), id="text that is no UTF-8"
         ),
@@ -221,6 +227,11 @@ def test_a_corrupt_ledger_is_moved_aside_and_started_anew(
         pytest.param("UPDATE entries SET state = 'deferred'", id="state"),
         pytest.param("UPDATE entries SET acknowledged = '[1'", id="record"),
         pytest.param("UPDATE entries SET sent = '{}'", id="fields"),
+        pytest.param(LIST_AS_TAGS, id="kind of a field"),
+        pytest.param(
+            "UPDATE entries SET sent = replace(hex(zeroblob(9999)), '00', '[')", id="depth"
+        ),
+        pytest.param("UPDATE entries SET reason = CAST(x'ff' AS TEXT)", id="text that is no UTF-8"),
     ],
 )
 async def test_a_row_that_makes_no_sense_costs_its_own_name_alone(path: Path, damage: str) -> None:
@@ -245,6 +256,65 @@ async def test_a_row_that_makes_no_sense_costs_its_own_name_alone(path: Path, da
         async with ledger_at(path) as ledger:
             assert len(ledger.entries()) == 100
     assert len(logs) == 1
+
+
+async def test_a_cluster_s_fingerprint_that_is_no_utf_8_is_that_of_another(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.put(entry(1))
+    execute("UPDATE identities SET fingerprint = CAST(x'ff' AS TEXT)")(path)
+    async with ledger_at(path) as ledger:
+        assert not await ledger.seen_cluster("this")
+        await asyncio.to_thread(delete_all, path)
+        await ledger.put(entry(2))
+        assert numbers(ledger) == [1, 2]
+
+
+async def test_a_name_that_is_no_utf_8_is_told_as_far_as_it_can_be(path: Path) -> None:
+    async with ledger_at(path) as ledger:
+        await ledger.put(entry(1), entry(2))
+    execute(
+        "UPDATE entries SET deployment_name = CAST(x'61ff' AS TEXT)"
+        " WHERE workload_name = 'app-00001'"
+    )(path)
+    with capture_logs() as logs:
+        async with ledger_at(path) as ledger:
+            assert numbers(ledger) == [2]
+    assert [log["names"] for log in logs] == ["a\\udcff"]
+
+
+@pytest.mark.fault("L3")
+@pytest.mark.parametrize(
+    ("damage", "shown"),
+    [
+        pytest.param("UPDATE entries SET reason = CAST(x'ff' AS TEXT)", "prod-eu-2", id="entry"),
+        pytest.param(LIST_AS_TAGS, "prod-eu-2", id="record"),
+        pytest.param(
+            "UPDATE identities SET cluster = CAST(x'61ff' AS TEXT)", "a\\udcff", id="identity"
+        ),
+    ],
+)
+async def test_what_makes_no_sense_of_another_identity_costs_nothing_of_ours(
+    path: Path, damage: str, shown: str
+) -> None:
+    # One byte of another's row had the whole file moved aside.
+    other = replace(IDENTITY, cluster="prod-eu-2")
+    async with ledger_at(path) as ledger:
+        await ledger.put(*(entry(number) for number in range(3)))
+    async with SqliteLedger(path=path, identity=other) as ledger:
+        await ledger.put(entry(1))
+    key = "id" if "identities" in damage else "identity"
+    execute(f"{damage} WHERE {key} = 2")(path)
+    with capture_logs() as logs:
+        async with ledger_at(path) as ledger:
+            assert len(ledger.entries()) == 3
+            assert ledger.other_identities() == {replace(other, cluster=shown): 1}
+            # What can't be copied does not keep it from being written anew.
+            await asyncio.to_thread(delete_all, path)
+            await ledger.put(entry(3))
+            assert numbers(ledger) == [0, 1, 2, 3]
+    assert "corrupt" not in str(logs)
+    async with ledger_at(path) as ledger:
+        assert numbers(ledger) == [0, 1, 2, 3]
 
 
 def test_each_corrupt_ledger_is_kept(path: Path) -> None:

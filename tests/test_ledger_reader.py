@@ -277,6 +277,20 @@ def truncate(path: Path) -> None:
             id="text that is no UTF-8",
         ),
         pytest.param(
+            execute("UPDATE entries SET acknowledged = '\"x\"'"),
+            LedgerUnusableError,
+            "is corrupt",
+            id="kind",
+        ),
+        pytest.param(
+            execute(
+                "UPDATE entries SET acknowledged = json_set(acknowledged, '$.tags', json('[]'))"
+            ),
+            LedgerUnusableError,
+            "is corrupt",
+            id="kind of a field",
+        ),
+        pytest.param(
             execute("DROP TABLE meta"), LedgerUnusableError, "is corrupt", id="a table is missing"
         ),
         pytest.param(symbolic_link, LedgerUnusableError, "not a plain file", id="a link"),

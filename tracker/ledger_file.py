@@ -35,7 +35,7 @@ from tracker.errors import (
     LedgerTakenError,
     LedgerUnusableError,
 )
-from tracker.ledger_schema import APPLICATION_ID, VERSION
+from tracker.ledger_schema import APPLICATION_ID, NONSENSE, VERSION, decoded
 
 __all__ = [
     "OpenFile",
@@ -124,9 +124,8 @@ def open_file(
     """
     Return the ledger at `path`, created when there is none.
 
-    `prepare(connection)` migrates and reads it; its sqlite3.Error and its ValueError, KeyError and
-    TypeError (content that makes no sense) are judged here. Another process is waited for
-    `patience_seconds`.
+    `prepare(connection)` migrates and reads it; its sqlite3.Error and NONSENSE are judged here.
+    Another process is waited for `patience_seconds`.
 
     Raises LedgerLockedError, LedgerNewerError or LedgerUnusableError; nothing is left open then.
     """
@@ -433,8 +432,7 @@ def _check_in_place(path: Path, identity: tuple[int, int]) -> None:
 def _prepare(
     path: Path, connection: sqlite3.Connection, prepare: Callable[[sqlite3.Connection], _T]
 ) -> _T:
-    # Its own decoding would hide that text is not UTF-8 behind an error without a code.
-    connection.text_factory = bytes.decode
+    connection.text_factory = decoded
     try:
         (finding,) = connection.execute("PRAGMA quick_check(1)").fetchone()
         if finding != "ok":
@@ -449,7 +447,7 @@ def _prepare(
         connection.execute("PRAGMA temp_store = MEMORY")
         connection.execute("PRAGMA trusted_schema = OFF")
         return prepare(connection)
-    except (ValueError, KeyError, TypeError) as error:
+    except NONSENSE as error:
         raise _CorruptError(f"a row makes no sense: {error!r:.200}") from error
     except sqlite3.Error as error:
         kind = _kind(error)

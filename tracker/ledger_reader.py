@@ -31,10 +31,12 @@ from typing import Final
 from tracker.errors import LedgerLockedError, LedgerMissingError, LedgerUnusableError
 from tracker.ledger_file import check_version, explain
 from tracker.ledger_schema import (
+    NONSENSE,
     Contents,
     Identity,
     LedgerReading,
     Moment,
+    decoded,
     migrate,
     read_contents,
 )
@@ -89,7 +91,7 @@ def read_ledger(
             f"the ledger {path} can't be read ({explain(error)}): run this as the user that the"
             " tracker runs as"
         ) from error
-    except (sqlite3.Error, ValueError, KeyError, TypeError) as error:
+    except (sqlite3.Error, *NONSENSE) as error:
         if isinstance(error, sqlite3.Error) and _kind(error) not in _CORRUPT:
             raise LedgerUnusableError(
                 f"the ledger {path} can't be read ({explain(error)}): check its volume"
@@ -112,7 +114,7 @@ def read_ledger(
 
 def _contents(path: Path, memory: sqlite3.Connection, identity: Identity, now: float) -> Contents:
     """Return what a copy in memory holds. Raises sqlite3.Error and what `read_contents` does."""
-    memory.text_factory = bytes.decode  # its own decoding hides what is not UTF-8
+    memory.text_factory = decoded
     (finding,) = memory.execute("PRAGMA quick_check(1)").fetchone()
     if finding != "ok":
         raise ValueError(f"quick_check: {' '.join(finding.split())}")

@@ -12,7 +12,7 @@ are wall-clock seconds since the epoch. `Moment` converts them at this border an
 
 import json
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +29,7 @@ __all__ = [
     "MAX_AHEAD_SECONDS",
     "MAX_PAUSE_SECONDS",
     "MIGRATIONS",
+    "NONSENSE",
     "UPDATE_FINGERPRINT",
     "UPSERT_ENTRY",
     "UPSERT_PAUSE",
@@ -39,6 +40,7 @@ __all__ = [
     "Moment",
     "Value",
     "copy_others",
+    "decoded",
     "entry_row",
     "migrate",
     "read_contents",
@@ -52,6 +54,9 @@ MAX_AHEAD_SECONDS = 24 * 3600.0
 
 MAX_PAUSE_SECONDS = 3600.0
 """And nothing waits longer for what a limit of an earlier run asked for."""
+
+NONSENSE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+"""What is raised over a row that was never written by `entry_row`."""
 
 Value = str | int | float | None
 
@@ -254,27 +259,41 @@ def migrate(
             raise
 
 
+def decoded(text: bytes) -> str:
+    """
+    Return text of the file; to be the `text_factory` of a connection whose rows are read here.
+
+    What is no UTF-8 becomes lone surrogates, which `entry_row` writes none of: an error would come
+    from between the rows and cost them all.
+    """
+    return text.decode(errors="surrogateescape")
+
+
 def read_contents(connection: sqlite3.Connection, identity: Identity, now: Moment) -> Contents:
     """
     Return what the file holds for an identity, which is entered when it is new to the file.
 
     A row that was never written by `entry_row` costs its own name alone, which is then as if never
-    known. Where no row makes sense it is the file that does not: raises ValueError, KeyError or
-    TypeError then, and sqlite3.Error.
+    known. Where no row makes sense, or the identity's own may be what can't be read, it is the file
+    that does not: raises one of NONSENSE then, and sqlite3.Error.
     """
     identity_id: int | None = None
     fingerprint: str | None = None
     others: dict[Identity, int] = {}
     # All at once: what follows asks the same connection.
-    for identity_row in connection.execute(_SELECT_IDENTITIES).fetchall():
+    identities = connection.execute(_SELECT_IDENTITIES).fetchall()
+    for identity_row in identities:
         found = _identity(identity_row)
         if found == identity:
-            identity_id, fingerprint = identity_row[0], identity_row[6]
+            identity_id = identity_row[0]
+            fingerprint = None if identity_row[6] is None else _legible(identity_row[6])
         elif standing := sum(
             _may_stand(row, now) for row in connection.execute(_SELECT_ENTRIES, (identity_row[0],))
         ):
             others[found] = standing
     if identity_id is None:
+        for identity_row in identities:
+            _check_text(identity_row[1:6])
         cursor = connection.execute(
             _INSERT_IDENTITY,
             (
@@ -295,8 +314,8 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     for row in connection.execute(_SELECT_ENTRIES, (identity_id,)):
         try:
             entries.append(_entry(row, now))
-        except (ValueError, KeyError, TypeError) as error:
-            unreadable.append(str(row[0]))
+        except NONSENSE as error:
+            unreadable.append(_legible(row[0]))
             nonsense = error
     if nonsense is not None and not entries:
         raise nonsense
@@ -360,12 +379,12 @@ def copy_others(
         try:
             target.execute(_INSERT_IDENTITY_AS_IT_WAS, row)
             target.executemany(_INSERT_ENTRY, entries)
-        except sqlite3.IntegrityError:  # these were no rows of such tables
+        except (sqlite3.IntegrityError, UnicodeEncodeError):  # these were no rows of such tables
             target.execute("ROLLBACK TO other")
         else:
             copied.add(_identity(row))
         target.execute("RELEASE other")
-    with suppress(sqlite3.IntegrityError):
+    with suppress(sqlite3.IntegrityError, UnicodeEncodeError):
         target.executemany(_INSERT_META, _rows(source, _SELECT_META) or ())
     return copied
 
@@ -374,19 +393,32 @@ def _rows(source: sqlite3.Connection, sql: str, *values: Value) -> list[tuple[An
     """Return all rows of a query, None when they can't be read."""
     try:
         return source.execute(sql, values).fetchall()
-    except (sqlite3.Error, ValueError):  # a ValueError: it is no UTF-8
+    except sqlite3.Error:
         return None
 
 
-def _identity(row: Sequence[str]) -> Identity:
-    """Return the identity that a row is about."""
+def _identity(row: Sequence[object]) -> Identity:
+    """Return the identity that a row is about, as it can be shown."""
+    api_host, org, logical_environment, physical_environment, cluster = map(_legible, row[1:6])
     return Identity(
-        api_host=row[1],
-        org=row[2],
-        logical_environment=row[3],
-        physical_environment=row[4],
-        cluster=row[5],
+        api_host=api_host,
+        org=org,
+        logical_environment=logical_environment,
+        physical_environment=physical_environment,
+        cluster=cluster,
     )
+
+
+def _legible(text: object) -> str:
+    """Return text of the file as it can be shown, whatever it is."""
+    return str(text).encode(errors="backslashreplace").decode()
+
+
+def _check_text(row: Iterable[object]) -> None:
+    """Raise UnicodeEncodeError for text that is no Unicode (a lone surrogate)."""
+    for value in row:
+        if isinstance(value, str):
+            value.encode()
 
 
 def entry_row(
@@ -418,14 +450,13 @@ def entry_row(
         _text(entry.refused),
         now.wall if written_at is None else written_at,
     )
-    for value in row:
-        if isinstance(value, str):
-            value.encode()
+    _check_text(row)
     return row
 
 
 def _entry(row: Sequence[object], now: Moment) -> tuple[Entry, float]:
-    """Return an entry as it was written, and when that was, from a row."""
+    """Return an entry as it was written, and when that was, from a row. Raises NONSENSE."""
+    _check_text(row)
     texts = [str(value) for value in row[:6]]
     acknowledged, acknowledged_at, sent, state, reason, attempts = row[6:12]
     not_before, unsettled, settle_at, refused, written_at = row[12:]
@@ -451,7 +482,7 @@ def _may_stand(row: Sequence[object], now: Moment) -> bool:
     """Tell whether the record of a row may stand; one that can't be read costs nothing of ours."""
     try:
         return _entry(row, now)[0].may_stand
-    except (ValueError, KeyError, TypeError):
+    except NONSENSE:
         return True
 
 
