@@ -15,6 +15,7 @@ from tests.support.ledgers import IDENTITY, NOW, Wall, entry, record, sums
 from tracker.entries import Entry, State, reopen
 from tracker.images import Digest
 from tracker.ledger import SqliteLedger
+from tracker.ledger_reader import read_ledger
 from tracker.ledger_schema import MAX_AHEAD_SECONDS, MAX_PAUSE_SECONDS, Moment
 from tracker.records import Record, Status
 from tracker.workloads import Workload
@@ -221,6 +222,44 @@ async def test_acknowledgements_never_cross_identities(path: Path) -> None:
     async with SqliteLedger(path=path, identity=IDENTITY) as ledger:
         assert ledger.other_identities() == {renamed: 1}
         assert list(ledger.entries()) == [entry(1, acknowledged=gone), entry(2)]
+
+
+async def test_an_organisation_that_was_written_with_a_capital_is_the_same(path: Path) -> None:
+    # What was kept for `Acme` was another's once the setting was brought to lower case.
+    capital = replace(IDENTITY, org="Acme")
+    async with SqliteLedger(path=path, identity=capital) as ledger:
+        await ledger.put(entry(1))
+        await ledger.seen_cluster("one")
+    reading = read_ledger(path, IDENTITY)
+    assert [kept.deployment_name for kept in reading.entries] == [entry(1).deployment_name]
+    assert (reading.fingerprint, reading.others) == ("one", {})
+    async with SqliteLedger(path=path, identity=IDENTITY) as ledger:
+        assert list(ledger.entries()) == [entry(1)]
+        assert ledger.other_identities() == {}
+        assert not await ledger.seen_cluster("another")
+        await ledger.put(entry(2))
+    with closing(sqlite3.connect(path)) as reader:
+        assert reader.execute("SELECT org FROM identities").fetchall() == [("acme",)]
+
+
+async def test_of_two_spellings_of_an_organisation_the_same_one_counts(path: Path) -> None:
+    capital = replace(IDENTITY, org="Acme")
+    async with SqliteLedger(path=path, identity=capital) as ledger:
+        await ledger.put(entry(1))
+    with closing(sqlite3.connect(path)) as writer:  # as the version before would have left it
+        writer.execute(
+            "INSERT INTO identities SELECT 7, api_host, 'acme', logical_environment,"
+            " physical_environment, cluster, fingerprint FROM identities"
+        )
+        writer.commit()
+    for number in (2, 3):
+        async with SqliteLedger(path=path, identity=IDENTITY) as ledger:
+            assert ledger.other_identities() == {capital: 1}
+            assert entry(1) not in ledger.entries()
+            await ledger.put(entry(number))
+    reading = read_ledger(path, IDENTITY)
+    assert len(reading.entries) == 2
+    assert reading.others == {capital: 1}
 
 
 async def test_what_was_acknowledged_by_a_clock_ahead_was_acknowledged_by_now(path: Path) -> None:

@@ -14,7 +14,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from tracker.entries import Entry, State
@@ -143,6 +143,7 @@ _INSERT_IDENTITY = """
         (api_host, org, logical_environment, physical_environment, cluster)
     VALUES (?, ?, ?, ?, ?)
     """
+_UPDATE_ORG = "UPDATE identities SET org = ? WHERE id = ?"
 _INSERT_IDENTITY_AS_IT_WAS = "INSERT INTO identities VALUES (?, ?, ?, ?, ?, ?, ?)"
 _SELECT_ROWS = "SELECT * FROM entries WHERE identity = ?"
 _SELECT_META = "SELECT key, value FROM meta"
@@ -277,23 +278,20 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     known. Where no row makes sense, or the identity's own may be what can't be read, it is the file
     that does not: raises one of NONSENSE then, and sqlite3.Error.
     """
-    identity_id: int | None = None
-    fingerprint: str | None = None
-    others: dict[Identity, int] = {}
     # All at once: what follows asks the same connection.
     identities = connection.execute(_SELECT_IDENTITIES).fetchall()
-    for identity_row in identities:
-        found = _identity(identity_row)
-        if found == identity:
-            identity_id = identity_row[0]
-            fingerprint = None if identity_row[6] is None else _legible(identity_row[6])
-        elif standing := sum(
-            _may_stand(row, now) for row in connection.execute(_SELECT_ENTRIES, (identity_row[0],))
+    own = _own(identities, identity)
+    others: dict[Identity, int] = {}
+    for row in identities:
+        if row is not own and (
+            standing := sum(
+                _may_stand(kept, now) for kept in connection.execute(_SELECT_ENTRIES, (row[0],))
+            )
         ):
-            others[found] = standing
-    if identity_id is None:
-        for identity_row in identities:
-            _check_text(identity_row[1:6])
+            others[_identity(row)] = standing
+    if own is None:
+        for row in identities:
+            _check_text(row[1:6])
         cursor = connection.execute(
             _INSERT_IDENTITY,
             (
@@ -306,7 +304,11 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
         )
         if cursor.lastrowid is None:
             raise ValueError("the identity's row has no id")
-        identity_id = cursor.lastrowid
+        identity_id, fingerprint = cursor.lastrowid, None
+    else:
+        identity_id, fingerprint = own[0], own[6]
+        if own[2] != identity.org:
+            connection.execute(_UPDATE_ORG, (identity.org, identity_id))
     pause = connection.execute(_SELECT_PAUSE, (identity.api_host,)).fetchone()
     entries: list[tuple[Entry, float]] = []
     unreadable: list[str] = []
@@ -324,7 +326,7 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
         entries=entries,
         unreadable=unreadable,
         others=others,
-        fingerprint=fingerprint,
+        fingerprint=None if fingerprint is None else _legible(fingerprint),
         pause_until=(now.to_loop(float(pause[0]), most=MAX_PAUSE_SECONDS) or 0.0) if pause else 0.0,
     )
 
@@ -395,6 +397,23 @@ def _rows(source: sqlite3.Connection, sql: str, *values: Value) -> list[tuple[An
         return source.execute(sql, values).fetchall()
     except sqlite3.Error:
         return None
+
+
+def _own(rows: Iterable[Sequence[Any]], identity: Identity) -> Sequence[Any] | None:
+    """
+    Return the row of an identity, None when there is none.
+
+    To GitHub an organisation is the same with capitals, which earlier versions kept. Where both are
+    there, the one that is spelt alike is its own.
+    """
+    found = None
+    for row in rows:
+        of_row = _identity(row)
+        if of_row == identity:
+            return row
+        if replace(of_row, org=of_row.org.lower()) == identity:
+            found = row
+    return found
 
 
 def _identity(row: Sequence[object]) -> Identity:
