@@ -88,6 +88,17 @@ def copied(path: Path, folder: Path, wal_size: int | None = None) -> Path:
     return copy
 
 
+def copied_with_log(path: Path, folder: Path) -> Path:
+    """Write to a ledger and return its log, as a kill would leave it, in a new folder."""
+
+    async def main() -> Path:
+        async with ledger_at(path) as ledger:
+            await ledger.put(entry(1, attempts=5))
+            return Path(f"{await asyncio.to_thread(copied, path, folder)}-wal")
+
+    return asyncio.run(main())
+
+
 # Crashes
 
 
@@ -555,6 +566,20 @@ def test_a_kill_before_the_new_one_is_in_its_place_loses_nothing(
     assert kept == {path.name, lock_of(path).name}
     filled(path, 61)
     assert len(read(path)) == 61
+
+
+def test_a_kill_amid_moving_the_old_one_aside_leaves_no_log_to_the_new_one(path: Path) -> None:
+    filled(path, 60)
+    run_process(spoil_and_put_until_killed, str(path), "broken", "moving")
+    path.rename(path.with_name("aside"))
+    filled(path.with_name("other"), 2)
+    # A log that would be taken for the new one's.
+    log = copied_with_log(path.with_name("other"), path.parent / "copy")
+    log.rename(f"{path}-wal")
+    with capture_logs() as logs:
+        assert len(read(path)) == 60
+    (told,) = logs
+    assert Path(f"{told['moved_to']}-wal").stat().st_size > PAGE
 
 
 def test_what_a_kill_kept_from_its_place_does_not_replace_a_sound_ledger(path: Path) -> None:
