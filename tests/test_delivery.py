@@ -1167,21 +1167,46 @@ async def test_where_batches_are_refused_what_may_not_be_written_holds_nobody_up
         assert parked == {*refused}
 
 
+def forbid(on: Scene, count: int) -> set[str]:
+    """Have so many names refused, alone and any batch with them; return them."""
+    refused = {f"shop/web/{app}" for app in letters(count)}
+    for name in refused:
+        on.sender.answers[name] = [Forbidden(reason="HTTP 403 Forbidden")] * 10_000
+
+    def whole(records: Sequence[Record]) -> BatchAnswer | None:
+        if refused.isdisjoint(record.deployment_name for record in records):
+            return None
+        return BatchRefused(reason="HTTP 403", by_content=False)
+
+    on.sender.whole = whole
+    return refused
+
+
+@pytest.mark.fault("G14")
+@pytest.mark.parametrize("count", [2, 12])
+async def test_what_may_not_be_written_alone_stops_nobody_in_a_cluster_that_is_at_rest(
+    count: int,
+) -> None:
+    """It is all that is due, every hour, and a new process knows of nothing that was taken."""
+    ledger = MemoryLedger()
+    for _ in range(2):
+        async with scene(batches=True, ledger=ledger) as on:
+            refused = forbid(on, count)
+            on.see(*many(40))
+            for turn in range(144):
+                await asyncio.sleep(600)
+                assert on.pace.permits, f"paused after {turn} turns"
+                assert on.pace.refusal is None
+            parked = {each.deployment_name for each in ledger.entries() if each.is_refused}
+            assert parked == refused
+
+
 @pytest.mark.fault("G14")
 @pytest.mark.parametrize("count", [2, 3, 12])
 async def test_what_may_not_be_written_alone_stops_nobody_when_it_is_due_again(count: int) -> None:
     """An hour later it is due together, and a batch of it holds nothing else."""
     async with scene(batches=True) as on:
-        refused = [f"shop/web/app-{number:04}" for number in range(count)]
-        for name in refused:
-            on.sender.answers[name] = [Forbidden(reason="HTTP 403 Forbidden")] * 10_000
-
-        def whole(records: Sequence[Record]) -> BatchAnswer | None:
-            if {record.deployment_name for record in records}.isdisjoint(refused):
-                return None
-            return BatchRefused(reason="HTTP 403", by_content=False)
-
-        on.sender.whole = whole
+        refused = forbid(on, count)
         on.see(*many(40))
         for turn in range(48):
             await asyncio.sleep(600)
@@ -1191,29 +1216,40 @@ async def test_what_may_not_be_written_alone_stops_nobody_when_it_is_due_again(c
             assert on.sender.sent[-1][1].digest == digest("abcdef"[turn % 6])
             assert account_of(on.entry("shop/web/new")) is Account.ACKNOWLEDGED
         parked = {each.deployment_name for each in on.ledger.entries() if each.is_refused}
-        assert parked == {*refused}
+        assert parked == refused
         assert len(on.sender.sent) < 600
 
 
-async def test_a_token_that_may_write_no_more_stops_batches_after_some_refusals() -> None:
+@pytest.mark.fault("G14")
+async def test_a_token_that_may_write_no_more_stops_all_sending_at_once() -> None:
     async with scene(batches=True) as on:
         on.see(*many(40))
         await asyncio.sleep(10)
         on.sender.whole = lambda _records: BatchRefused(reason="HTTP 403", by_content=False)
         on.sender.always = Forbidden(reason="HTTP 403 Forbidden")
-        on.see(*many(20, "b"))
-        await asyncio.sleep(60)
-        assert on.pace.not_before <= waited(), "they were asked for one by one"
-        await asyncio.sleep(3600)
-        on.see(*many(40, "c"))
+        on.see(*many(40, "b"))
         await asyncio.sleep(20)
         assert on.pace.not_before > waited()
+        assert len(on.sender.sent) == 40 + 40 + 3
         on.sender.whole = lambda _records: None
         on.sender.always = OK
-        await asyncio.sleep(3600)
-        assert {each.acknowledged for each in on.ledger.entries()} == {
-            record("c", name=f"shop/web/{app}") for app in letters(40)
-        }
+        await asyncio.sleep(90)
+        assert on.told.lines.count("OK b deployed") == 40
+
+
+@pytest.mark.fault("G14")
+async def test_new_records_that_may_not_be_written_stop_all_sending_a_few_times() -> None:
+    """They are all that is due, so at first it looks as if nothing might be written."""
+    async with scene(batches=True) as on:
+        refused = forbid(on, 10)
+        on.see(*many(40)[20:])
+        await asyncio.sleep(60)
+        on.see(*many(10))
+        await asyncio.sleep(600)
+        assert {each.deployment_name for each in on.ledger.entries() if each.is_refused} == refused
+        for _ in range(24):
+            await asyncio.sleep(600)
+            assert on.pace.permits
 
 
 @pytest.mark.fault("G14")

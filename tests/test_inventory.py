@@ -212,6 +212,8 @@ def test_a_name_has_its_own_repository_whichever_of_them_a_node_tells() -> None:
     assert told(aliased, acknowledged=acknowledged_of("ghcr.io/acme/app", "1")) == right
     assert told(seen(app, app), seen(app, quay, uid="2")) == right
     assert told(aliased) == ("quay.io/acme/mirror", None, "quay"), "nobody says otherwise"
+    before = replace(acknowledged_of("ghcr.io/acme/before", "1"), repository="before")
+    assert told(aliased, acknowledged=before) == ("ghcr.io/acme/before", "1", "before")
 
 
 def test_a_change_in_place_tells_nothing_of_the_new_image_before_it_runs() -> None:
@@ -231,7 +233,9 @@ def test_a_name_of_the_node_that_is_left_out_takes_nothing_back() -> None:
     app, staging = "ghcr.io/acme/app:1", "registry.local/stage:1"
     held = acknowledged_of("ghcr.io/acme/app", "1")
     moved = seen(app, staging, uid="2")
-    assert told(moved, acknowledged=held) == ("held",)
+    assert told(moved, acknowledged=held) == ("ghcr.io/acme/app", "1", None)
+    ended = replace(held, repository="app").decommissioned()
+    assert told(moved, acknowledged=ended) == ("ghcr.io/acme/app", "1", "app"), "it runs again"
     assert told(seen(app, app), moved, acknowledged=held) == ("ghcr.io/acme/app", "1", "app")
     assert told(seen(app, app), moved) == ("ghcr.io/acme/app", "1", "app")
     assert told(moved) == ("held",), "which of its names is to be recorded nobody says"

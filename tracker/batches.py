@@ -44,7 +44,8 @@ class Part:
 
     `repeated`: a batch with them left open what became of each. `halved`: and then a larger one
     was cut into this. `deciding`: this one alone shows whether it is the batch that is refused;
-    `others` are asked after it, one by one, if it is refused for its own sake as well.
+    `others` are asked after it, one by one, if it is refused for its own sake as well. `refused`
+    are the names among them whose records were refused alone before.
     """
 
     names: tuple[str, ...]
@@ -52,6 +53,7 @@ class Part:
     halved: bool = False
     deciding: bool = False
     others: tuple[str, ...] = ()
+    refused: frozenset[str] = frozenset()
 
     def halves(self, names: tuple[str, ...] | None = None) -> list["Part"]:
         """Return the halves of these names of it, or of all; the first half is the last."""
@@ -120,20 +122,26 @@ def said_of_each(said: BatchAnswer, count: int) -> tuple[Said, ...]:
 
 
 def follow(
-    part: Part, said: BatchAnswer, left: tuple[str, ...], *, refusals: int = 0
+    part: Part,
+    said: BatchAnswer,
+    left: tuple[str, ...],
+    *,
+    refusals: int = 0,
+    refused: frozenset[str] = frozenset(),
 ) -> list[Part] | None:
     """
     Return how to go on with the names that an answer to a part left open, the last one first.
 
     None says that answers to batches can't be read at all. `refusals` says how many batches were
-    refused before: each time it is others that decide.
+    refused before: each time it is others that decide. `refused` are the names that were refused
+    alone before.
     """
     if not left:
         return []
     match said:
         case BatchRefused(by_content=False):
             first, *others = _deciders(left, refusals)
-            return [Part(names=(first,), deciding=True, others=tuple(others))]
+            return [Part(names=(first,), deciding=True, others=tuple(others), refused=refused)]
         case BatchRefused():
             return part.halves(left)
         case BatchUnclear() if part.halved:

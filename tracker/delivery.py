@@ -81,9 +81,6 @@ LEDGER_RETRY_SECONDS = 5.0
 """How long a name rests whose entry could not be written."""
 BROKEN_NAME_SECONDS = 60.0
 """How long a name rests after an error of ours, so that a bug can't spin."""
-MANY_FORBIDDEN = 10
-"""So many new records in a row that a token may not write, and it may count as one that may write
-none. Fewer, after others that it wrote, are refused for their own sake."""
 BREATH = 100
 """Names that are looked at before the loop gets to do something else."""
 
@@ -226,8 +223,8 @@ class Delivery:
         self._workers = workers
         self._batching = Batching(permitted=batches)
         self._refused_batches = 0
-        # How many in a row a token may not write that was seen to write: none was so far.
-        self._forbidden = MANY_FORBIDDEN
+        # What was refused alone when it was to decide about a batch; it need not be parked since.
+        self._forbidden: dict[str, Record] = {}
         self._chance = chance
         self._not_found_seconds = not_found_seconds
         self._queue: asyncio.Queue[str] = asyncio.Queue()
@@ -587,10 +584,17 @@ class Delivery:
             if not intended:
                 return part.next_decider()
             records = [each.sent for each in intended if each.sent is not None]
+            # An answer to all of a batch makes no difference of them any more.
+            refused = frozenset(
+                each.send.record.deployment_name
+                for each in planned
+                if is_asked_again(each.entry, each.send.record)
+            )
             if len(records) == 1:
-                again = is_asked_again(planned[0].entry, records[0])
+                again = records[0].deployment_name in part.refused | refused
+                again |= self._forbidden.get(records[0].deployment_name) == records[0]
                 return await self._post_single(intended[0], records[0], part, again=again)
-            return await self._post_batch(intended, records, part)
+            return await self._post_batch(intended, records, part, refused=refused)
 
     async def _plan(self, names: Sequence[str], *, behind: bool) -> list[_Planned]:
         """Look at names once more, now that they can be sent; do all else that is to be done."""
@@ -635,6 +639,7 @@ class Delivery:
             self._absences.withdraw(name)
             self._refusals.forget(name)
             self._reposts.discard(name)
+            self._forbidden.pop(name, None)
 
     def _intend(self, planned: _Planned) -> Entry:
         name = planned.send.record.deployment_name
@@ -665,8 +670,9 @@ class Delivery:
         self._batching.note(answer, 1, now=asyncio.get_running_loop().time())
         following: list[Part] = []
         said: Answer | BatchRefused = answer
-        if isinstance(answer, Forbidden) and not again:
-            self._forbidden += 1
+        self._forbidden.pop(record.deployment_name, None)
+        if part.deciding and isinstance(answer, Forbidden):
+            self._forbidden[record.deployment_name] = record
         if part.deciding:
             said, following = self._decide(part, answer, again=again)
         await self._conclude([intended], [said], said)
@@ -682,11 +688,11 @@ class Delivery:
         """
         match answer:
             case Forbidden():
-                its_own = again or self._forbidden < MANY_FORBIDDEN
                 following = part.next_decider()
-                if its_own and not following:
-                    self._send_singly("GitHub refuses batches")
-                if its_own:
+                if again:
+                    # It is refused for its own sake, whatever is refused for another's.
+                    if not following:
+                        self._send_singly("GitHub refuses batches")
                     return answer, following
                 if following:
                     # It may be the record alone, which hears that once batches are out of it.
@@ -704,7 +710,12 @@ class Delivery:
         _log.warning("records go one by one", reason=reason, seconds=SINGLES_SECONDS)
 
     async def _post_batch(
-        self, intended: Sequence[Entry], records: Sequence[Record], part: Part
+        self,
+        intended: Sequence[Entry],
+        records: Sequence[Record],
+        part: Part,
+        *,
+        refused: frozenset[str],
     ) -> list[Part]:
         said = await self._sender.send_batch(records)
         self._batching.note(said, len(records), now=asyncio.get_running_loop().time())
@@ -715,7 +726,7 @@ class Delivery:
             for record, one in zip(records, each, strict=True)
             if isinstance(one, BatchUnclear | BatchRefused)
         )
-        following = follow(part, said, left, refusals=self._refused_batches)
+        following = follow(part, said, left, refusals=self._refused_batches, refused=refused)
         if isinstance(said, BatchRefused) and not said.by_content:
             self._refused_batches += 1
         if following is None:
@@ -743,8 +754,6 @@ class Delivery:
             # A limit passes by itself; a token is for somebody to see to.
             tell = _log.error if isinstance(said, Unauthorized) else _log.warning
             tell("sending paused", seconds=round(pause, 1), reason=reason)
-        if any(isinstance(answer, Acknowledged) for answer in each):
-            self._forbidden = 0
         unknown = any(isinstance(answer, NotFound) for answer in each)
         known = known_digests(self._ledger.entries()) if unknown else frozenset()
         for entry, after, answer in zip(intended, concluded, each, strict=True):

@@ -400,10 +400,14 @@ def _named(
     )
     if agreeing is not None and isinstance(agreeing.container.image, Image):
         return agreeing.container.image
-    if not isinstance(told, Image):
-        return None
+    image = told if isinstance(told, Image) else None
     if acknowledged is None or acknowledged.digest != digest:
-        return told
-    name, version = acknowledged.name, acknowledged.version
-    repository = told.repository if name == told.name else told.asked_repository
-    return replace(told, name=name, version=version, repository=repository)
+        return image
+    repositories = {} if image is None else {image.asked: image.asked_repository}
+    repositories |= {} if image is None else {image.name: image.repository}
+    return Image(
+        name=acknowledged.name,
+        version=acknowledged.version,
+        digest=digest,
+        repository=repositories.get(acknowledged.name, acknowledged.repository),
+    )
