@@ -512,6 +512,46 @@ async def test_where_there_is_no_room_for_a_new_one_it_is_tried_again(path: Path
         assert len(ledger.entries()) == 60
 
 
+@pytest.fixture
+def _no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a file system without hard links, as vfat is and some network volumes are."""
+
+    def link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+
+
+@pytest.mark.usefixtures("_no_links")
+async def test_without_hard_links_it_is_written_anew_all_the_same(path: Path) -> None:
+    fails = True
+
+    def on_step(step: str) -> None:
+        if fails and step == "placed":
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with ledger_at(path, on_step) as ledger:
+        await ledger.put(*(entry(number) for number in range(60)))
+        await asyncio.to_thread(break_open, path)
+        with pytest.raises(LedgerWriteError, match="No space left"):
+            await ledger.put(entry(1, attempts=1))
+        left = sums(path.parent)
+        assert f"{path.name}.renewed" in left, "a kill now loses nothing"
+        assert path.name not in left
+        fails = False
+        await ledger.put(entry(1, attempts=1))
+    async with ledger_at(path) as ledger:
+        assert len(ledger.entries()) == 60
+
+
+@pytest.mark.usefixtures("_no_links")
+def test_without_hard_links_a_start_takes_what_a_kill_kept_from_its_place(path: Path) -> None:
+    filled(path, 60)
+    run_process(spoil_and_put_until_killed, str(path), "deleted", "placing")
+    assert len(read(path)) == 60
+    assert len(read(path)) == 60
+
+
 async def test_commits_that_memory_is_yet_to_be_told_of_are_in_the_new_one(path: Path) -> None:
     """The writer is ahead of the loop: what it committed last may be on its way there."""
     gate = Gate("begin")

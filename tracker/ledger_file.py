@@ -57,6 +57,8 @@ UNFINISHED = ".unfinished"
 RENEWED = ".renewed"
 """What follows its name from then on, until it is in its place."""
 
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
+"""What a file system without hard links says, and one that lets nobody make any."""
 _MAGIC = b"SQLite format 3\0"
 _USER_VERSION, _APPLICATION_ID = 60, 68
 """Where the header has these, each a big-endian integer of four bytes."""
@@ -215,7 +217,10 @@ def replace_file(
         opened = _open(path, file.lock, lambda _: file.contents, patience_seconds, identity)
     except BaseException as error:
         if _found(path) == identity:
-            _remove(path)  # it is beside still, and here it would be taken for another's
+            # Here it would be taken for another's; beside, the next start finds it.
+            if _found(renewed) is None:
+                path.rename(renewed)
+            _remove(path)
         if isinstance(error, _CorruptError):
             raise LedgerError(f"the new one is corrupt as well: {error}") from error
         raise
@@ -265,6 +270,13 @@ def _place(renewed: Path, path: Path) -> tuple[int, int]:
         os.link(renewed, path)
     except FileExistsError:
         raise _taken() from None
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        # A file system without hard links: the lock is what keeps others from here.
+        if _found(path) is not None:
+            raise _taken() from None
+        renewed.rename(path)
     _sync_folder(path)
     return identity
 
