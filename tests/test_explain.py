@@ -37,6 +37,18 @@ async def told(name: str, *pods: Json, **environ: str) -> Json:
     return found
 
 
+async def test_a_name_of_the_node_that_is_left_out_is_told_from_the_image_s_own() -> None:
+    moved = seen("web")
+    image = f"registry.local/stage@{DIGEST}"
+    moved["status"]["containerStatuses"][0].update(image=image.partition("@")[0], imageID=image)
+    environ = {"IMAGES": "ghcr.io/acme/*"}
+    arguments = ("explain", "shop/web-abc-0", "-f", "-")
+    ended = await run(*arguments, environ=environ, stdin=listed(moved))
+    assert "the name by which its node knows it" in " ".join(ended.stdout.split())
+    ended = await run(*arguments, environ={"IMAGES": "quay.io/*"}, stdin=listed(moved))
+    assert "IMAGES leaves it out" in " ".join(ended.stdout.split())
+
+
 async def test_each_step_says_where_it_comes_from() -> None:
     found = await told(
         "web-abc-0", seen("web", annotations={"metadata.github.com/team": "shop"}), seen("api")

@@ -608,4 +608,29 @@ def test_the_cronjob_can_not_be_had_without_a_claim_for_its_ledger(tmp_path: Pat
     rendered_with("persistence", "cronjob", folder=tmp_path)
     with pytest.raises(subprocess.CalledProcessError) as failed:
         rendered_with("cronjob", folder=tmp_path)
-    assert "PersistentVolumeClaim" in failed.value.stderr
+    assert "persistentVolumeClaim.claimName" in failed.value.stderr
+
+
+def test_the_cronjob_keeps_the_claim_that_its_pod_had(tmp_path: Path) -> None:
+    """A restored one: on the claim of the usual name it would begin with nothing."""
+    component = tmp_path / "restored"
+    component.mkdir()
+    claim = {"name": "data", "persistentVolumeClaim": {"claimName": "my-restored-claim"}}
+    patch = {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": {"name": "deployment-tracker"},
+        "spec": {"template": {"spec": {"volumes": [claim]}}},
+    }
+    kustomization = {
+        "apiVersion": "kustomize.config.k8s.io/v1alpha1",
+        "kind": "Component",
+        "patches": [{"target": {"kind": "Deployment"}, "patch": yaml.safe_dump(patch)}],
+    }
+    (component / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    root = os.path.relpath(MANIFESTS / "components", tmp_path)
+    components = [f"{root}/persistence", "restored", f"{root}/cronjob"]
+    manifests = rendered_with(folder=tmp_path, more={"components": components})
+    pod = one(manifests, "CronJob")["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (volume,) = (each for each in pod["volumes"] if each["name"] == "data")
+    assert volume["persistentVolumeClaim"] == {"claimName": "my-restored-claim"}

@@ -67,6 +67,10 @@ _WHY_SKIPPED: Final[Mapping[SkipReason, str]] = {
     SkipReason.IMAGE_NAME: "the image's name is over 256 characters",
     SkipReason.DEPLOYMENT_NAME: "the deployment name would be over 256 characters",
 }
+ALIASED: Final = (
+    "IMAGES leaves out the name by which its node knows it, and not the one that the pod asks for;"
+    " what stands of the same digest stays"
+)
 _TOLD_BY: Final[Mapping[Source | None, str]] = {
     Source.IMAGE_ID: "the status's imageID",
     Source.SPEC: "the spec's image",
@@ -298,7 +302,8 @@ def _show_container(console: Console, view: View, story: _Story, each: _Containe
         if image.repository:
             facts.add("  repository", image.repository, "by REPOSITORIES")
     elif isinstance(image, SkipReason):
-        facts.add("  skipped", image.value, _WHY_SKIPPED[image], style="yellow")
+        why = _WHY_SKIPPED[image] if each.container.digest is None else ALIASED
+        facts.add("  skipped", image.value, why, style="yellow")
     if each.name is None:
         reason = SkipReason.DEPLOYMENT_NAME
         facts.add("  skipped", reason.value, _WHY_SKIPPED[reason], style="yellow")
