@@ -403,8 +403,9 @@ def _named(
     image = told if isinstance(told, Image) else None
     if acknowledged is None or acknowledged.digest != digest:
         return image
-    repositories = {} if image is None else {image.asked: image.asked_repository}
-    repositories |= {} if image is None else {image.name: image.repository}
+    repositories: dict[str | None, str | None] = {}
+    if image is not None:
+        repositories = {image.asked: image.asked_repository, image.name: image.repository}
     return Image(
         name=acknowledged.name,
         version=acknowledged.version,

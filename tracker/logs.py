@@ -117,9 +117,10 @@ def configure(
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _name_the_place,
-        _printable,
+        _each_text(_escaped),
         structlog.processors.format_exc_info,
-        _without_user_info,
+        # An error of a library may hold them.
+        _each_text(without_user_info),
     ]
     renderer: structlog.typing.Processor
     if as_json:
@@ -188,28 +189,23 @@ def _name_the_place(
     return event
 
 
-def _printable(
-    _logger: object, _method: str, event: MutableMapping[str, object]
-) -> MutableMapping[str, object]:
-    """Escape what is not printable in the text of an event."""
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = _escaped(value)
-    return event
+def _each_text(change: Callable[[str], str]) -> structlog.typing.Processor:
+    """Return a processor that changes each text of an event."""
+
+    def process(
+        _logger: object, _method: str, event: MutableMapping[str, object]
+    ) -> MutableMapping[str, object]:
+        for key, value in event.items():
+            if isinstance(value, str):
+                event[key] = change(value)
+        return event
+
+    return process
 
 
 def _escaped(text: str) -> str:
+    """Escape what is not printable in a text."""
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
-def _without_user_info(
-    _logger: object, _method: str, event: MutableMapping[str, object]
-) -> MutableMapping[str, object]:
-    """Leave out user names and passwords of addresses: an error of a library may hold them."""
-    for key, value in event.items():
-        if isinstance(value, str):
-            event[key] = without_user_info(value)
-    return event
 
 
 def _indent_traceback(
