@@ -14,7 +14,7 @@ import json
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from typing import Any
 
 from tracker.entries import Entry, State
@@ -162,6 +162,8 @@ class Identity:
     """
     Whose records the entries are about: an acknowledgement counts under its identity only.
 
+    Its fields are in the order of the columns.
+
     `api_host` is the host of GitHub's API; the rest is as in `Scope`, empty text where the
     operator named none.
     """
@@ -292,16 +294,7 @@ def read_contents(connection: sqlite3.Connection, identity: Identity, now: Momen
     if own is None:
         for row in identities:
             _check_text(row[1:6])
-        cursor = connection.execute(
-            _INSERT_IDENTITY,
-            (
-                identity.api_host,
-                identity.org,
-                identity.logical_environment,
-                identity.physical_environment,
-                identity.cluster,
-            ),
-        )
+        cursor = connection.execute(_INSERT_IDENTITY, astuple(identity))
         if cursor.lastrowid is None:
             raise ValueError("the identity's row has no id")
         identity_id, fingerprint = cursor.lastrowid, None
@@ -342,15 +335,7 @@ def write_contents(
     """
     connection.execute(
         _INSERT_IDENTITY_AS_IT_WAS,
-        (
-            contents.identity_id,
-            identity.api_host,
-            identity.org,
-            identity.logical_environment,
-            identity.physical_environment,
-            identity.cluster,
-            contents.fingerprint,
-        ),
+        (contents.identity_id, *astuple(identity), contents.fingerprint),
     )
     connection.executemany(
         UPSERT_ENTRY,
